@@ -1,0 +1,99 @@
+"""Checkpoints: finding them, checking that they fit before anything is restored, saving and restoring.
+
+Names and shapes are those of the published code, so its checkpoints load; tensors nobody asks for are ignored.
+"""
+import glob
+import os
+import re
+
+import tensorflow.compat.v1 as tf
+
+from errors import UserError
+
+KEPT = 5
+
+
+def find_checkpoint(path):
+    """The checkpoint prefix that `path` means: a prefix, or the newest in a `checkpoints` folder or a run folder.
+
+    Raises UserError where there is none.
+    """
+    prefix = re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", path)
+    if os.path.isfile(prefix + ".index"):
+        return prefix
+    if not os.path.isdir(path):
+        raise UserError("--checkpoint: there is no checkpoint %s; expected a prefix such as "
+                        "RUN/checkpoints/model.ckpt-1000, a folder of checkpoints or a run folder" % path)
+    for folder in (path, os.path.join(path, "checkpoints")):
+        steps = [int(match.group(1)) for match in [re.search(r"model\.ckpt-(\d+)\.index$", name)
+                                                   for name in glob.glob(os.path.join(glob.escape(folder), "*"))]
+                 if match]
+        if steps:
+            return os.path.join(folder, "model.ckpt-%d" % max(steps))
+    raise UserError("--checkpoint: there is no checkpoint in the folder %s; expected model.ckpt-<step>.index in it or "
+                    "in its folder checkpoints" % path)
+
+
+class Checkpoint(object):
+    """A checkpoint to read. Raises UserError where the files are damaged."""
+
+    def __init__(self, prefix):
+        self.prefix = prefix
+        try:
+            self._reader = tf.train.NewCheckpointReader(prefix)
+            self.shapes = self._reader.get_variable_to_shape_map()
+        except (tf.errors.OpError, ValueError, RuntimeError) as error:
+            raise self._unreadable(error)
+
+    def step(self):
+        """The number of training steps behind the checkpoint."""
+        if "global_step" not in self.shapes:
+            raise UserError("%s: has no global_step; expected a checkpoint of training" % self.prefix)
+        return int(self._reader.get_tensor("global_step"))
+
+    def restore(self, session, saver, variables):
+        """Puts the checkpoint's values into the session."""
+        self.check_fits(variables)
+        try:
+            saver.restore(session, self.prefix)
+        except (tf.errors.OpError, ValueError) as error:
+            raise self._unreadable(error)
+
+    def check_fits(self, variables):
+        """Raises UserError, naming the first variable that the checkpoint lacks or holds in another shape."""
+        for variable in variables:
+            name, shape = variable.op.name, variable.shape.as_list()
+            if name not in self.shapes:
+                raise UserError("%s: is of another config: it has no variable %s; expected one of shape %s"
+                                % (self.prefix, name, shape))
+            if self.shapes[name] != shape:
+                raise UserError("%s: is of another config: variable %s has shape %s there; expected %s"
+                                % (self.prefix, name, self.shapes[name], shape))
+
+    def _unreadable(self, error):
+        return UserError("%s: cannot be read as a checkpoint: %s" % (self.prefix, str(error).split("\n")[0]))
+
+
+class CheckpointSaver(object):
+    """Saves variables as <folder>/model.ckpt-<step> and keeps the newest few."""
+
+    def __init__(self, variables):
+        self._variables = variables
+        self._saver = tf.train.Saver(variables, max_to_keep=KEPT)
+
+    def restore(self, session, checkpoint):
+        """Puts the values of a Checkpoint into the session. Raises UserError where it does not fit."""
+        checkpoint.restore(session, self._saver, self._variables)
+
+    def save(self, session, folder, step):
+        """Writes a checkpoint unless it is there, and returns its prefix.
+
+        TensorFlow writes aside and renames, so a failure leaves the earlier checkpoints whole. Raises UserError.
+        """
+        prefix = os.path.join(folder, "model.ckpt-%d" % step)
+        if os.path.isfile(prefix + ".index"):
+            return prefix
+        try:
+            return self._saver.save(session, os.path.join(folder, "model.ckpt"), global_step=step)
+        except (tf.errors.OpError, OSError, ValueError) as error:
+            raise UserError("cannot write the checkpoint %s: %s" % (prefix, str(error).split("\n")[0]))

@@ -1,0 +1,169 @@
+"""Configurations: YAML files whose every key is known, present and of the right type and range."""
+import difflib
+import math
+import os
+import re
+
+import yaml
+
+from deeploss import LAYERS, smallest_picture
+from errors import UserError
+
+
+class Key(object):
+    """What a config key may hold: `kind` says so to the user, `fits` decides, and `default` None means required."""
+
+    def __init__(self, kind, fits, default=None):
+        self.kind, self.fits, self.default = kind, fits, default
+
+
+def _is_integer(value, least, most=2**31 - 1):
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_number(value, least=0.0, most=math.inf):
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) \
+        and least <= value <= most
+
+
+def _positive_integer(default=None):
+    return Key("a positive whole number", lambda value: _is_integer(value, 1), default)
+
+
+_WEIGHTS = Key("a list of numbers, 0 or more",
+               lambda value: isinstance(value, list) and bool(value) and all(_is_number(v) for v in value))
+_COUNT = Key("a whole number, 0 or more", lambda value: _is_integer(value, 0))
+
+KEYS = {
+    # data
+    "data_index": Key("a path", lambda value: isinstance(value, str) and bool(value)),
+    "batch_size": _positive_integer(),
+    "init_batches": _positive_integer(),
+    "seed": Key("a whole number from 0 to 2147483647", lambda value: _is_integer(value, 0), 0),
+    # network
+    "spatial_size": Key("a power of two, 4 or more",
+                        lambda value: _is_integer(value, 4) and value & (value - 1) == 0),
+    "box_factor": _COUNT,
+    "bottleneck_factor": _COUNT,
+    "n_filters": _positive_integer(32),
+    "max_filters": _positive_integer(128),
+    "drop_prob": Key("a number from 0 up to but not including 1",
+                     lambda value: _is_number(value) and value < 1),
+    # optimisation
+    "lr": Key("a positive number", lambda value: _is_number(value) and value > 0),
+    "lr_decay_begin": _COUNT,
+    "lr_decay_end": _positive_integer(),
+    "kl_weight_end": Key("a number, 1e-6 or more", lambda value: _is_number(value, 1e-6), 1.0),
+    # perceptual loss
+    "feature_layers": Key("a list of layers of VGG19", lambda value: isinstance(value, list) and bool(value)),
+    "feature_weights": _WEIGHTS,
+    "gram_weights": _WEIGHTS,
+    "vgg_weights": Key("imagenet, random or a path", lambda value: isinstance(value, str) and bool(value), "imagenet"),
+    # how often, in steps
+    "log_freq": _positive_integer(),
+    "ckpt_freq": _positive_integer(),
+    "test_freq": _positive_integer(),
+}
+
+
+def load_config(path):
+    """The config at `path` as a dict with every key of KEYS. Raises UserError with one line on the first fault."""
+    if not os.path.isfile(path):
+        raise UserError("--config: there is no file %s" % path)
+    try:
+        with open(path, encoding="utf-8") as file:
+            given = yaml.load(file, Loader=_Loader)
+    except (OSError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise UserError("%s: cannot be read: %s" % (path, " ".join(str(error).split())))
+    except yaml.YAMLError as error:
+        raise UserError("%s: is not YAML: %s" % (path, " ".join(str(error).split())))
+    if not isinstance(given, dict):
+        raise UserError("%s: expected a mapping of keys to values, found %s"
+                        % (path, "nothing" if given is None else type(given).__name__))
+    config = {}
+    for key in given:
+        if key not in KEYS:
+            close = difflib.get_close_matches(str(key), list(KEYS), n=1)
+            raise UserError("%s: unknown key %s: %s; %s" % (
+                path, _shown(key), _shown(given[key]),
+                "did you mean %s?" % close[0] if close else "expected one of " + ", ".join(sorted(KEYS))))
+    for key, rule in KEYS.items():
+        value = given.get(key, rule.default)
+        if key not in given and value is None:
+            raise UserError("%s: missing key %s: found nothing, expected %s" % (path, key, rule.kind))
+        if not rule.fits(value):
+            raise UserError("%s: %s: %s: expected %s" % (path, key, _shown(value), rule.kind))
+        config[key] = value
+    _check_together(path, config)
+    return config
+
+
+def _check_together(path, config):
+    """The rules that tie keys together."""
+    def refuse(key, expected):
+        raise UserError("%s: %s: %s: expected %s" % (path, key, _shown(config[key]), expected))
+
+    layers = config["feature_layers"]
+    for layer in layers:
+        if layer not in LAYERS:
+            close = difflib.get_close_matches(str(layer), LAYERS, n=1)
+            refuse("feature_layers", "layers of VGG19, and %s is none%s" % (
+                _shown(layer), "; did you mean %s?" % close[0] if close else ""))
+        if config["spatial_size"] < smallest_picture(layer):
+            refuse("feature_layers", "layers that pictures of spatial_size %d reach, and %s is too deep"
+                   % (config["spatial_size"], layer))
+    for key in ("feature_weights", "gram_weights"):
+        if len(config[key]) != len(layers):
+            refuse(key, "as many as feature_layers, %d, found %d" % (len(layers), len(config[key])))
+    if not any(config["feature_weights"] + config["gram_weights"]):
+        refuse("feature_weights", "one weight or Gram weight above 0 at least, or nothing would be learnt")
+    if config["lr_decay_begin"] >= config["lr_decay_end"]:
+        refuse("lr_decay_begin", "less than lr_decay_end, %d" % config["lr_decay_end"])
+
+    # Two latent scales, the coarsest of part crops and stick figure alike.
+    log_size = config["spatial_size"].bit_length() - 1
+    most = log_size - 1
+    if config["bottleneck_factor"] > most:
+        refuse("bottleneck_factor", "at most %d for spatial_size %d" % (most, config["spatial_size"]))
+    most = log_size - 1 - config["bottleneck_factor"]
+    if config["box_factor"] > most:
+        refuse("box_factor", "at most %d for spatial_size %d and bottleneck_factor %d"
+               % (most, config["spatial_size"], config["bottleneck_factor"]))
+    if config["n_filters"] > config["max_filters"]:
+        refuse("n_filters", "at most max_filters, %d" % config["max_filters"])
+    if config["box_factor"] == most and config["n_filters"] * 2**config["box_factor"] > config["max_filters"]:
+        # The crops' first scale, which max_filters does not bound, would be a latent scale of more channels than the
+        # stick figure's there.
+        refuse("box_factor", "at most %d for spatial_size %d and bottleneck_factor %d, or max_filters of %d"
+               % (most - 1, config["spatial_size"], config["bottleneck_factor"],
+                  config["n_filters"] * 2**config["box_factor"]))
+
+
+def dump_config(config):
+    """The config as YAML text that load_config reads back."""
+    return yaml.safe_dump(config, sort_keys=False, default_flow_style=None)
+
+
+def _shown(value):
+    text = value if isinstance(value, str) else repr(value)
+    text = " ".join(text.split())
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's reading of numbers like 1e-3, and no key twice."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else id(key_node)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, "the key %s stands there twice" % key,
+                                                        key_node.start_mark)
+            seen.add(key)
+        return super(_Loader, self).construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))

@@ -1,0 +1,172 @@
+"""The variational U-Net (Esser, Sutter, Ommer: A Variational U-Net for Conditional Appearance and Shape Generation).
+
+                  part crops                          stick figure
+                      |                                    |
+                   enc_up                               dec_up
+                      | skips                              | skips
+                   enc_down -- posterior q(z|x,c) --->  dec_down -- prior p(z|c)
+                      (means, samples of 2 latents)        |
+                                                       dec_params -> picture
+
+Shape enters through the decoder's skip connections; appearance must pass through the latents. All tensors are float32,
+NHWC; pictures, stick figures and crops in [-1, 1]. N is the batch, S the spatial size, s = S / 2^box_factor.
+"""
+import collections
+
+import tensorflow.compat.v1 as tf
+
+from nn import conv2d, downsample, nin, residual_block, upsample
+
+LATENT_SCALES = 2
+BLOCKS_PER_SCALE = 2
+
+Posterior = collections.namedtuple("Posterior", "means samples")
+Posterior.__doc__ = """Means and samples of q(z|x, c), one tensor (N, h, w, c) per latent scale, coarse to fine."""
+
+Decoded = collections.namedtuple("Decoded", "picture prior_means")
+Decoded.__doc__ = """A picture (N, S, S, 3), not squashed, and the prior's means, shaped as the posterior's."""
+
+
+class VUNet(object):
+    """The networks of one configuration; the weights live in the graph, by name, and every walk shares them.
+
+    spatial_size: S, a power of two. box_factor: part crops are 2^box_factor smaller. bottleneck_factor: the coarsest
+    feature maps are 2^bottleneck_factor pixels wide. n_filters, max_filters: at full size and at most.
+    """
+
+    def __init__(self, spatial_size, box_factor, bottleneck_factor, n_filters=32, max_filters=128):
+        self.n_scales = spatial_size.bit_length() - bottleneck_factor  # 1 + log2(S) - bottleneck_factor
+        self.box_factor = box_factor
+        self.n_filters = n_filters
+        self.max_filters = max_filters
+
+    def initialise(self, walk, stick, parts):
+        """The initialising pass: as `train`; run `walk.assignments` on the first batches to set all g and b."""
+        return self.train(walk, stick, parts)
+
+    def train(self, walk, stick, parts):
+        """Reconstruction through posterior samples -> (Decoded, Posterior), the terms of the bound (equation 5)."""
+        posterior = self.posterior(walk, parts)
+        return self.decode(walk, stick, posterior.samples), posterior
+
+    def reconstruct(self, walk, stick, parts):
+        """The pictures of these poses with these appearances, through posterior means: (N, S, S, 3)."""
+        return self.transfer(walk, stick, self.posterior_means(walk, parts))
+
+    def posterior_means(self, walk, parts):
+        """What is known of the appearance in part crops (N, s, s, 24): one tensor per latent scale."""
+        return self.posterior(walk, parts, sample=False).means
+
+    def transfer(self, walk, stick, latents):
+        """Pictures (N, S, S, 3) of appearances, given by their latents, in the poses of stick figures (N, S, S, 3)."""
+        return self.decode(walk, stick, latents).picture
+
+    def sample(self, walk, stick):
+        """Pictures (N, S, S, 3) of these poses with appearances drawn from the prior p(z|c)."""
+        return self.decode(walk, stick, None).picture
+
+    def posterior(self, walk, parts, sample=True):
+        """q(z|x, c) of part crops (N, s, s, 24) -> Posterior; without `sample` the means stand for the samples."""
+        with walk.network("enc_up"):
+            skips = self._up(walk, parts, self.n_scales - self.box_factor, self.n_filters * 2**self.box_factor)
+        with walk.network("enc_down"):
+            return self._enc_down(walk, skips, sample)
+
+    def decode(self, walk, stick, latents):
+        """p(x|c, z) of stick figures (N, S, S, 3) -> Decoded; with no latents they are drawn from the prior."""
+        with walk.network("dec_up"):
+            skips = self._up(walk, stick, self.n_scales, self.n_filters)
+        with walk.network("dec_down"):
+            h, prior_means = self._dec_down(walk, skips, latents)
+        with walk.network("dec_params"):
+            return Decoded(conv2d(walk, h, 3), prior_means)
+
+    def _up(self, walk, x, n_scales, n_filters):
+        """enc_up and dec_up: features of every block, fine to coarse. Shared because they differ in size alone."""
+        skips = []
+        h = nin(walk, x, n_filters)
+        for scale in range(n_scales):
+            for _ in range(BLOCKS_PER_SCALE):
+                h = residual_block(walk, h)
+                skips.append(h)
+            if scale + 1 < n_scales:
+                n_filters = min(2 * n_filters, self.max_filters)
+                h = downsample(walk, h, n_filters)  # (N, h/2, w/2, n_filters)
+        return skips
+
+    def _enc_down(self, walk, skips, sample):
+        skips = list(skips)
+        means, samples = [], []
+        h = nin(walk, skips[-1], channels(skips[-1]))
+        for scale in range(LATENT_SCALES):
+            h = residual_block(walk, h, skips.pop())
+            mean = conv2d(walk, h, channels(h))
+            z = mean + walk.normal(mean) if sample else mean
+            means.append(mean)
+            samples.append(z)
+            # The original goes on here after the last latent, into layers that nothing reads.
+            if scale + 1 < LATENT_SCALES:
+                h = residual_block(walk, h, tf.concat([skips.pop(), z], axis=-1))
+                h = upsample(walk, h, channels(skips[-1]))
+        return Posterior(means, samples)
+
+    def _dec_down(self, walk, skips, latents):
+        skips = list(skips)
+        prior_means = []
+        h = nin(walk, skips[-1], channels(skips[-1]))
+        for scale in range(self.n_scales):
+            h = residual_block(walk, h, skips.pop())
+            if scale < LATENT_SCALES:
+                mean, z = self._prior(walk, h, None if latents is None else latents[scale])
+                prior_means.append(mean)
+                h = nin(walk, tf.concat([h, z], axis=-1), channels(h))
+            h = residual_block(walk, h, skips.pop())
+            if scale + 1 < self.n_scales:
+                h = upsample(walk, h, channels(skips[-1]))
+        return h, prior_means
+
+    def _prior(self, walk, h, given):
+        """Mean of p(z|c, coarser z) from features h, and the latent: the given one or, without it, a sample.
+
+        On maps larger than 1 x 1 the prior is autoregressive over four groups of positions, the pixels of every 2 x 2
+        square: each is predicted from the latent's groups before it.
+        """
+        n = channels(h)
+        if h.shape[1] == 1:
+            mean = conv2d(walk, h, n)
+            return mean, mean + walk.normal(mean) if given is None else given
+        groups = [] if given is None else split_groups(given)
+        means = []
+        features = tf.space_to_depth(residual_block(walk, h), 2)  # (N, h/2, w/2, 4n)
+        for group in range(4):
+            means.append(conv2d(walk, features, n))
+            if given is None:
+                groups.append(means[group] + walk.normal(means[group]))
+            if group < 3:
+                features = residual_block(walk, features, groups[group])
+        return merge_groups(means), merge_groups(groups) if given is None else given
+
+
+def kl_divergence(posterior_means, prior_means):
+    """KL(q || p), a list of scalars, one per latent scale: sums over positions and channels, batch means.
+
+    Both Gaussians have unit covariance, so log q - log p = ((z - p)^2 - (z - q)^2) / 2, whose mean under q is
+    (q - p)^2 / 2.
+    """
+    return [tf.reduce_mean(0.5 * tf.reduce_sum(tf.square(p - q), axis=[1, 2, 3]))
+            for q, p in zip(posterior_means, prior_means)]
+
+
+def split_groups(z):
+    """(N, h, w, c) -> four tensors (N, h/2, w/2, c): top left, top right, bottom left, bottom right of 2 x 2 squares."""
+    return tf.split(tf.space_to_depth(z, 2), 4, axis=-1)
+
+
+def merge_groups(groups):
+    """The inverse of split_groups."""
+    return tf.depth_to_space(tf.concat(groups, axis=-1), 2)
+
+
+def channels(x):
+    """Number of channels of an NHWC tensor."""
+    return int(x.shape[-1])

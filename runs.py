@@ -1,0 +1,124 @@
+"""The run folder: log, config, sources, TensorBoard events, pictures; and the grids that pictures are tiled into."""
+import glob
+import io
+import os
+import shutil
+import time
+
+import numpy as np
+from PIL import Image
+import tensorflow.compat.v1 as tf
+
+from config import dump_config
+from errors import UserError
+
+
+class Run(object):
+    """A new folder <log_dir>/<date>T<time> for what one command leaves behind.
+
+    Raises UserError, here and in every method, where the disk does not let it write.
+    """
+
+    def __init__(self, log_dir, config):
+        self.folder = _make_folder(log_dir)
+        try:
+            self.checkpoints = os.path.join(self.folder, "checkpoints")
+            self._log = open(os.path.join(self.folder, "log.txt"), "w", encoding="utf-8")
+            with open(os.path.join(self.folder, "config.yaml"), "w", encoding="utf-8") as file:
+                file.write(dump_config(config))
+            _copy_sources(os.path.join(self.folder, "source"))
+            self._events = tf.summary.FileWriter(self.folder)
+        except (OSError, tf.errors.OpError) as error:
+            raise self._cannot_write(error)
+
+    def log(self, line):
+        """Adds a line to log.txt."""
+        try:
+            self._log.write("%s %s\n" % (time.strftime("%Y-%m-%d %H:%M:%S"), line))
+            self._log.flush()
+        except OSError as error:
+            raise self._cannot_write(error)
+
+    def scalars(self, step, values):
+        """Scalars by name, into log.txt and TensorBoard's events."""
+        for name in sorted(values):
+            self.log("%s: %s" % (name, values[name]))
+        self._add_summary([tf.Summary.Value(tag=name, simple_value=value) for name, value in values.items()], step)
+
+    def picture(self, name, pixels, step=None):
+        """Saves pixels (h, w, 3) uint8 as <name>.png or, with a step, as <name>_<step>.png and in TensorBoard."""
+        png = io.BytesIO()
+        Image.fromarray(pixels).save(png, "PNG")
+        file_name = "%s.png" % name if step is None else "%s_%07d.png" % (name, step)
+        try:
+            with open(os.path.join(self.folder, file_name), "wb") as file:
+                file.write(png.getvalue())
+        except OSError as error:
+            raise self._cannot_write(error)
+        if step is not None:
+            image = tf.Summary.Image(height=pixels.shape[0], width=pixels.shape[1], colorspace=3,
+                                     encoded_image_string=png.getvalue())
+            self._add_summary([tf.Summary.Value(tag=name, image=image)], step)
+
+    def close(self):
+        """Writes out what is still buffered."""
+        self._log.close()
+        self._events.close()
+
+    def _add_summary(self, values, step):
+        self._events.add_summary(tf.Summary(value=values), step)
+        self._events.flush()
+
+    def _cannot_write(self, error):
+        return UserError("%s: cannot write: %s" % (getattr(error, "filename", None) or self.folder,
+                                                   getattr(error, "strerror", None) or error))
+
+
+def _make_folder(log_dir):
+    stamp = time.strftime("%Y-%m-%dT%H-%M-%S")
+    for number in range(1, 1000):
+        folder = os.path.join(log_dir, stamp if number == 1 else "%s-%d" % (stamp, number))
+        try:
+            os.makedirs(os.path.join(folder, "checkpoints"))
+            return folder
+        except FileExistsError:
+            if not os.path.isdir(folder):
+                break
+        except OSError as error:
+            raise UserError("--log_dir: cannot make the folder %s: %s" % (folder, error.strerror))
+    raise UserError("--log_dir: cannot make a folder in %s: it is no folder" % log_dir)
+
+
+def _copy_sources(target):
+    here = os.path.dirname(os.path.abspath(__file__))
+    for pattern in ("*.py", "*.yaml", "tools/*.py"):
+        for path in glob.glob(os.path.join(glob.escape(here), pattern)):
+            copy = os.path.join(target, os.path.relpath(path, here))
+            os.makedirs(os.path.dirname(copy), exist_ok=True)
+            shutil.copyfile(path, copy)
+
+
+def to_uint8(pictures):
+    """Pictures in [-1, 1] (what lies outside is clipped) -> uint8, rounded."""
+    return np.round((np.clip(pictures, -1, 1) + 1) * 127.5).astype(np.uint8)
+
+
+def tile(pictures, columns=None):
+    """Pictures (N, h, w, 3) uint8 as one (rows h, columns w, 3), row by row; square unless columns are given."""
+    n, h, w, _ = pictures.shape
+    columns = columns or int(np.ceil(np.sqrt(n)))
+    rows = -(-n // columns)
+    canvas = np.zeros((rows * columns, h, w, 3), np.uint8)
+    canvas[:n] = pictures
+    return canvas.reshape(rows, columns, h, w, 3).transpose(0, 2, 1, 3, 4).reshape(rows * h, columns * w, 3)
+
+
+def transfer_grid(sticks, appearances, cells):
+    """The poses (n, h, w, 3) in the first row, the appearances (n, h, w, 3) in the first column, all uint8.
+
+    cells (n, n, h, w, 3): cell (i, j) is appearance i in pose j.
+    """
+    corner = np.full_like(sticks[:1], 255)
+    rows = [np.concatenate([corner, sticks])]
+    rows += [np.concatenate([appearance[np.newaxis], row]) for appearance, row in zip(appearances, cells)]
+    return tile(np.concatenate(rows), columns=len(sticks) + 1)

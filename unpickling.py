@@ -1,0 +1,160 @@
+"""Reading pickles of strangers: numpy arrays and plain Python values, and nothing that runs.
+
+A pickle is a program; the standard Unpickler calls whatever it names. This one knows the handful of names that numpy's
+own pickles use and answers each with a stand-in of its own, so that not even numpy's code for rebuilding arrays sees
+the file. Any other name is refused.
+"""
+import io
+import pickle
+
+import numpy as np
+
+from errors import UserError
+
+# Plain types, of numbers, text and bytes; no structures, no pointers except "O", whose elements are pickled themselves.
+PLAIN_KINDS = "biufcSUO"
+
+
+def load_plain(path):
+    """What the pickle at `path` holds: None, numbers, text, bytes, lists, tuples, sets, dicts and arrays of them.
+
+    Written by any Python and numpy. Raises UserError where it is no pickle or names anything else.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+    except OSError as error:
+        raise UserError("%s: %s" % (path, error.strerror))
+    try:
+        return _finished(_PlainUnpickler(io.BytesIO(content), encoding="latin1").load(), {})
+    except _Refused as error:
+        raise UserError("%s: refused, it is no plain data: %s" % (path, error))
+    except RecursionError:
+        raise UserError("%s: refused, its values are nested too deeply" % path)
+    except MemoryError:
+        raise UserError("%s: refused, it claims more memory than there is" % path)
+    except Exception as error:  # a damaged pickle fails in any way
+        raise UserError("%s: is not a pickle, or a damaged one (%s: %s)"
+                        % (path, type(error).__name__, " ".join(str(error).split())))
+
+
+class _Refused(Exception):
+    pass
+
+
+# The unpickler in Python, not the one in C: the latter sets aside as much memory as a pickle claims to need.
+class _PlainUnpickler(pickle._Unpickler):
+    dispatch = dict(pickle._Unpickler.dispatch)
+
+    def find_class(self, module, name):
+        try:
+            return _STAND_INS[module.replace("numpy._core", "numpy.core"), name]
+        except KeyError:
+            raise _Refused("it names %s.%s" % (module, name))
+
+    def persistent_load(self, pid):
+        raise _Refused("it refers to something outside of itself")
+
+
+if hasattr(pickle, "BYTEARRAY8"):  # allocates what it claims, and no index holds one
+    def _refuse_bytearray(unpickler):
+        raise _Refused("it holds a bytearray")
+    _PlainUnpickler.dispatch[pickle.BYTEARRAY8[0]] = _refuse_bytearray
+
+
+class _Dtype(object):
+    """Stands for numpy.dtype(text, align, copy)."""
+
+    def __init__(self, text, *unused):
+        self.text = text.decode() if isinstance(text, bytes) else str(text)
+        self.order = "="
+
+    def __setstate__(self, state):
+        self.order = state[1].decode() if isinstance(state[1], bytes) else state[1]
+
+    def dtype(self):
+        if self.text[:1] not in PLAIN_KINDS or not (self.text == "O" or self.text[1:].isdigit() or self.text == "O8"):
+            raise _Refused("it holds an array of type %r" % self.text)
+        dtype = np.dtype(self.text)
+        return dtype.newbyteorder(self.order) if self.order in ("<", ">") else dtype
+
+
+class _Array(object):
+    """Stands for an array until its state has come."""
+
+    def __init__(self, *unused):
+        self.value = None
+
+    def __setstate__(self, state):
+        _, shape, dtype, fortran_order, content = state
+        self.value = _array(content, dtype, shape, "F" if fortran_order else "C")
+
+
+def _array(content, dtype, shape, order="C"):
+    if not isinstance(dtype, _Dtype):
+        raise _Refused("it holds an array of no known type")
+    dtype = dtype.dtype()
+    if dtype.hasobject:
+        if not isinstance(content, list):
+            raise _Refused("it holds an array of raw pointers")
+        flat = np.empty(len(content), object)
+        flat[:] = content
+    else:
+        if isinstance(content, str):
+            content = content.encode("latin1")  # Python 2
+        # As many values as there are bytes for, whatever the shape claims; reshape refuses a shape that differs.
+        flat = np.frombuffer(content, dtype)
+    return flat.reshape(shape, order=order)
+
+
+def _array_from_buffer(content, dtype, shape, order):
+    return _array(bytes(content), dtype, shape, order)
+
+
+def _scalar(dtype, content=None):
+    return _array(content, dtype, (1,))[0] if content is not None else _Refused("it holds an empty scalar")
+
+
+def _encode(text, encoding):
+    """Python 3 writes bytes in protocols 0 to 2 as text to be encoded so."""
+    if encoding != "latin1":
+        raise _Refused("it encodes text as %r" % encoding)
+    return text.encode("latin1")
+
+
+_STAND_INS = {
+    ("numpy", "dtype"): _Dtype,
+    ("numpy", "ndarray"): _Array,
+    ("numpy.core.multiarray", "_reconstruct"): _Array,
+    ("numpy.core.multiarray", "scalar"): _scalar,
+    ("numpy.core.numeric", "_frombuffer"): _array_from_buffer,
+    ("_codecs", "encode"): _encode,
+    ("builtins", "set"): set,
+    ("__builtin__", "set"): set,
+    ("builtins", "frozenset"): frozenset,
+    ("__builtin__", "frozenset"): frozenset,
+    ("builtins", "bytes"): bytes,
+    ("__builtin__", "bytes"): bytes,
+}
+
+
+def _finished(value, seen):
+    """The value with its arrays in the place of their stand-ins; `seen` keeps what is referred to twice shared."""
+    if id(value) in seen:
+        return seen[id(value)][0]
+    if isinstance(value, _Array):
+        if value.value is None:
+            raise _Refused("it holds an array without content")
+        result = value.value
+        if result.dtype.hasobject:
+            result.flat[:] = [_finished(item, seen) for item in result.flat]
+    elif isinstance(value, dict):
+        result = {_finished(k, seen): _finished(v, seen) for k, v in value.items()}
+    elif isinstance(value, (list, tuple)):
+        result = type(value)([_finished(item, seen) for item in value])
+    elif isinstance(value, _Dtype):
+        result = value.dtype()
+    else:
+        result = value
+    seen[id(value)] = result, value  # the value too, so that its id stays its own
+    return result
