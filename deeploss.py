@@ -1,7 +1,7 @@
 """Perceptual loss: L1 distances of VGG19 features, and of their Gram matrices, between two pictures.
 
     loss = PerceptualLoss(weights, feature_layers, feature_weights, gram_weights)
-    terms = loss(target, picture)           # scalars; terms.likelihood_loss is what training minimises
+    terms = loss(target, picture)              # scalars; terms.likelihood_loss is what training minimises
     session.run(loss.load_op, loss.load_feed)  # once: puts the weights into the session
 
 The network is written out rather than taken from Keras, whose loading of weights fails silently in graph mode. Its
@@ -61,15 +61,19 @@ class PerceptualLoss(object):
 
     def __call__(self, target, picture):
         """Terms of the loss between two batches (N, S, S, 3) in [-1, 1]."""
-        target_features = features(target, self.variables, self.layers)
-        picture_features = features(picture, self.variables, self.layers)
-        feature_losses = [weight * mean_distance(x, y) for weight, x, y
-                          in zip(self.feature_weights, target_features, picture_features)]
-        gram_losses = []
-        if any(weight > 0 for weight in self.gram_weights):
-            gram_losses = [weight * mean_distance(gram_matrix(x), gram_matrix(y)) if weight > 0 else tf.constant(0.0)
-                           for weight, x, y in zip(self.gram_weights, target_features, picture_features)]
-        return Terms(LIKELIHOOD_FACTOR * tf.add_n(feature_losses + gram_losses), feature_losses, gram_losses)
+        return weighted_terms(features(target, self.variables, self.layers),
+                              features(picture, self.variables, self.layers), self.feature_weights, self.gram_weights)
+
+
+def weighted_terms(target_features, picture_features, feature_weights, gram_weights):
+    """Terms of the loss between two lists of features (N, h, w, c), one per layer."""
+    feature_losses = [weight * mean_distance(x, y) for weight, x, y
+                      in zip(feature_weights, target_features, picture_features)]
+    gram_losses = []
+    if any(weight > 0 for weight in gram_weights):
+        gram_losses = [weight * mean_distance(gram_matrix(x), gram_matrix(y)) if weight > 0 else tf.constant(0.0)
+                       for weight, x, y in zip(gram_weights, target_features, picture_features)]
+    return Terms(LIKELIHOOD_FACTOR * tf.add_n(feature_losses + gram_losses), feature_losses, gram_losses)
 
 
 def features(images, weights, layers):

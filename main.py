@@ -136,7 +136,8 @@ class Trainer(object):
     def train(self, step):
         """Trains from `step` to lr_decay_end, or to a SIGINT or SIGTERM, whose number it returns."""
         end, batch_size = self.config["lr_decay_end"], self.config["batch_size"]
-        bar = tqdm(total=end * batch_size, initial=step * batch_size, unit="image", unit_scale=True)
+        bar = tqdm(total=end * batch_size, initial=step * batch_size, unit="image", unit_scale=True,
+                   mininterval=0.2 if sys.stderr.isatty() else 10)
         with bar, StopSignal() as signals:
             while step < end and not signals.number:
                 log_now = step == 0 or (step + 1) % self.config["log_freq"] == 0

@@ -101,7 +101,9 @@ def residual_block(walk, x, a=None):
     if a is not None:
         residual = tf.concat([residual, nin(walk, tf.nn.elu(a), filters)], axis=-1)
     residual = walk.dropout(tf.nn.elu(residual))
-    return x + conv2d(walk, residual, filters)
+    # TensorFlow 2's graph optimiser would fuse the addition into the convolution, trip over chains of such blocks and
+    # give up on all fusions; it does not look through ensure_shape, which costs nothing.
+    return x + tf.ensure_shape(conv2d(walk, residual, filters), x.shape)
 
 
 def _weight_normalised(walk, kind, x, shape, stride):

@@ -1,0 +1,47 @@
+# make train   draws the toy data set and trains on it: about ten minutes on two CPU cores
+# make test    runs the tests
+# Both make a virtual environment first; PYTHON=python3.7 chooses TensorFlow 1.15, python3.10 to 3.13 TensorFlow 2.x.
+
+PYTHON ?= python3
+VENV ?= .venv
+
+SERVES := 3.7 3.10 3.11 3.12 3.13
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+# Stamps carry the version, so that another PYTHON makes the environment anew.
+MADE := $(VENV)/.made-$(VERSION)
+READY := $(VENV)/.ready-$(VERSION)
+READY_TO_TEST := $(VENV)/.ready-to-test-$(VERSION)
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: train test clean check-python
+
+train: $(READY) data/toy/index.p
+	$(VENV)/bin/python main.py --config toy.yaml
+
+test: $(READY_TO_TEST)
+	$(VENV)/bin/python -m pytest tests
+
+data/toy/index.p: tools/make_toy.py | $(READY)
+	$(VENV)/bin/python tools/make_toy.py --out data/toy
+
+$(READY_TO_TEST): requirements-test.txt $(READY)
+	$(PIP) install -r requirements-test.txt
+	@touch $@
+
+$(READY): requirements.txt | $(MADE)
+	@echo "installing TensorFlow and the other requirements into $(VENV), a few minutes"
+	$(PIP) install -r requirements.txt
+	@touch $@
+
+$(MADE): | check-python
+	$(PYTHON) -m venv --clear $(VENV)
+	$(PIP) install --upgrade pip
+	@touch $@
+
+check-python:
+	@case " $(SERVES) " in *" $(VERSION) "*) ;; *) \
+	  echo "error: PYTHON=$(PYTHON) is $(if $(VERSION),Python $(VERSION),not there); expected one of Python $(SERVES), for example: make train PYTHON=python3.11" >&2; exit 2;; esac
+
+# Leaves data/ and log/ alone.
+clean:
+	rm -rf $(VENV) .pytest_cache

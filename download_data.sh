@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# Downloads a prepared data set and links it into data/:
+#
+#     ./download_data.sh coco|deepfashion|market DIR
+#
+# DIR/<dataset>/ will hold index.p and the images. Run it again after a broken download: it goes on where it stopped.
+# VUNET_DATA_URL says where <dataset>.tar.gz is fetched from (http, https or file URL).
+set -euo pipefail
+
+fail() { echo "error: $1" >&2; exit "${2:-1}"; }
+
+dataset=${1-}
+if [ $# -ne 2 ] || [ -z "$2" ]; then
+  fail "usage: ./download_data.sh coco|deepfashion|market DIR" 2
+fi
+case $dataset in
+  coco|deepfashion|market) ;;
+  *) fail "found dataset '$dataset'; expected coco, deepfashion or market" 2 ;;
+esac
+repository=$(cd "$(dirname "$0")" && pwd)
+base=${VUNET_DATA_URL:-http://129.206.117.181:8080}
+url=${base%/}/$dataset.tar.gz
+mkdir -p -- "$2" 2>/dev/null || fail "cannot make the folder $2" 2
+target=$(cd -- "$2" && pwd -P)
+
+download() {
+  command -v curl >/dev/null || fail "curl is needed; install it and run this again"
+  local part=$1 status=0
+  curl --fail --location --connect-timeout 20 --retry 2 --continue-at - --output "$part" -- "$url" || status=$?
+  case $status in
+    0) return ;;
+    # The server cannot resume, or there is nothing left to fetch: the check of the archive will tell.
+    22|33|36) [ -s "$part" ] && is_whole "$part" && return
+       if [ -s "$part" ] && [ $status -ne 22 ]; then
+         rm -f -- "$part"
+         curl --fail --location --connect-timeout 20 --output "$part" -- "$url" && return
+       fi ;;
+    18|23|28|56) [ -s "$part" ] && fail "the download of $url broke off (curl: $status); run this again to go on with it" ;;
+  esac
+  [ -s "$part" ] || rm -f -- "$part"
+  fail "cannot download $url (curl: $status). The server is away at times. Other ways: set VUNET_DATA_URL to a mirror, \
+make an index of your own (README, \"Your own data\"), or train on drawn people first (make train)"
+}
+
+is_whole() { gzip --test -- "$1" 2>/dev/null && tar -tzf "$1" >/dev/null 2>&1; }
+
+# Refuses what would land outside of the folder it is unpacked in: absolute names, .., links, devices.
+check_entries() {
+  local archive=$1 bad
+  bad=$(tar -tzf "$archive" | grep -E -m 1 '^/|(^|/)\.\.(/|$)') || true
+  [ -z "$bad" ] || fail "$url: refused, its entry '$bad' would land outside of $target"
+  bad=$(tar -tvzf "$archive" | grep -E -m 1 -v '^[-d]') || true
+  [ -z "$bad" ] || fail "$url: refused, it holds a link or device: $bad"
+}
+
+unpack() {
+  local archive=$1 aside="$target/.$dataset.unpacking" found
+  rm -rf -- "$aside"
+  mkdir -- "$aside"
+  tar -xzf "$archive" -C "$aside" --no-same-owner || { rm -rf -- "$aside"; fail "cannot unpack into $target"; }
+  found=$(cd -- "$aside" && find . -maxdepth 2 -name index.p | head -n 1)
+  if [ -z "$found" ]; then
+    rm -rf -- "$aside"
+    fail "$url: there is no index.p in it"
+  fi
+  # An earlier, incomplete folder may stand there empty; a full one is not ours to remove.
+  if [ -e "$target/$dataset" ] && ! rmdir -- "$target/$dataset" 2>/dev/null; then
+    rm -rf -- "$aside"
+    fail "$target/$dataset is there already, without an index.p; move it away first"
+  fi
+  mv -- "$aside/$(dirname "$found")" "$target/$dataset" 2>/dev/null || mv -- "$aside" "$target/$dataset"
+  rm -rf -- "$aside"
+}
+
+link() {
+  local link=$repository/data/$dataset
+  mkdir -p -- "$repository/data"
+  if [ "$(cd -- "$link" 2>/dev/null && pwd -P)" = "$target/$dataset" ]; then
+    return
+  fi
+  if [ -e "$link" ] && [ ! -L "$link" ]; then
+    fail "$link is in the way of a link to $target/$dataset; move it away and run this again"
+  fi
+  ln -sfn -- "$target/$dataset" "$link"
+}
+
+if [ ! -f "$target/$dataset/index.p" ]; then
+  archive=$target/$dataset.tar.gz
+  if [ ! -f "$archive" ]; then
+    download "$archive.part"
+    mv -- "$archive.part" "$archive"
+  fi
+  if ! is_whole "$archive"; then
+    rm -f -- "$archive"
+    fail "$url: what arrived is not a whole .tar.gz; it is removed, run this again"
+  fi
+  check_entries "$archive"
+  unpack "$archive"
+  rm -f -- "$archive"
+fi
+link
+echo "data/$dataset/index.p is ready"

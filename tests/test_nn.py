@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+import nn
+
+
+def test_initialisation_gives_every_layer_mean_0_and_variance_1(graph):
+    x = tf.constant(np.random.RandomState(0).normal(3, 5, (8, 16, 16, 6)), tf.float32)
+    walk = nn.Walk("initialise", initialising=True)
+    later = nn.Walk("train")
+    outputs = []
+    for w in (walk, later):
+        with w.network("net"):
+            h = nn.nin(w, x, 5)
+            outputs.append([h, nn.conv2d(w, h, 7, stride=2)])
+    with tf.Session() as session:
+        session.run(tf.global_variables_initializer())
+        first, _ = session.run([outputs[0], walk.assignments])
+        for initial, after in zip(first, session.run(outputs[1])):
+            np.testing.assert_allclose(after.mean(axis=(0, 1, 2)), 0, atol=1e-4)
+            np.testing.assert_allclose(after.var(axis=(0, 1, 2)), 1, atol=1e-3)
+            np.testing.assert_allclose(initial, after, atol=1e-4)
+
+
+def test_a_layer_is_the_normalised_convolution(graph):
+    random = np.random.RandomState(1)
+    x = random.normal(size=(2, 4, 4, 3)).astype(np.float32)
+    walk = nn.Walk("train")
+    with walk.network("net"):
+        y = nn.nin(walk, tf.constant(x), 5)
+    V, g, b = tf.trainable_variables()
+    values = [random.normal(size=v.shape.as_list()).astype(np.float32) for v in (V, g, b)]
+    with tf.Session() as session:
+        for variable, value in zip((V, g, b), values):
+            variable.load(value, session)
+        found = session.run(y)
+    expected = values[1] * (x @ (values[0] / np.linalg.norm(values[0], axis=0))) + values[2]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_layers_are_numbered_by_kind_in_every_network_and_shared_between_walks(graph):
+    x = tf.zeros((1, 4, 4, 4))
+    for _ in range(2):
+        walk = nn.Walk("train")
+        for network in ("enc_up", "dec_up"):
+            with walk.network(network):
+                nn.residual_block(walk, nn.downsample(walk, nn.nin(walk, x, 4), 4), tf.zeros((1, 2, 2, 6)))
+    assert [v.op.name for v in tf.trainable_variables() if v.op.name.endswith("V")] == [
+        network + layer for network in ("enc_up/", "dec_up/")
+        for layer in ("dense_0/V", "conv2d_0/V", "dense_1/V", "conv2d_1/V")]
+
+
+def test_upsample_and_downsample_change_size_by_two(graph):
+    walk = nn.Walk("train")
+    with walk.network("net"):
+        assert nn.upsample(walk, tf.zeros((1, 4, 4, 8)), 3).shape.as_list() == [1, 8, 8, 3]
+        assert nn.downsample(walk, tf.zeros((1, 4, 4, 8)), 3).shape.as_list() == [1, 2, 2, 3]
+
+
+def noise(seed, step, place="net", name="train", n=1):
+    with tf.Graph().as_default(), tf.Session() as session:
+        walk = nn.Walk(name, step, seed)
+        with walk.network(place):
+            tensors = [walk.normal(tf.zeros((1000,))) for _ in range(n)]
+        return session.run(tensors)
+
+
+def test_noise_is_a_function_of_seed_step_and_place():
+    same, = noise(1, 5)
+    np.testing.assert_array_equal(same, noise(1, 5)[0])
+    others = [noise(2, 5)[0], noise(1, 6)[0], noise(1, 5, place="other")[0], noise(1, 5, name="evaluate")[0],
+              noise(1, 5, n=2)[1]]
+    for other in others:
+        assert abs(np.corrcoef(same, other)[0, 1]) < 0.2
+    assert abs(same.mean()) < 0.1 and abs(same.std() - 1) < 0.1
+
+
+def test_dropout_keeps_the_mean_and_drops_the_share(graph):
+    walk = nn.Walk("train", drop_prob=0.25)
+    with walk.network("net"):
+        y = walk.dropout(tf.ones((100000,)))
+    with tf.Session() as session:
+        values = session.run(y)
+    assert abs((values == 0).mean() - 0.25) < 0.01
+    np.testing.assert_allclose(values[values > 0], 1 / 0.75, rtol=1e-6)
+
+
+def test_no_dropout_adds_no_operation(graph):
+    walk = nn.Walk("train")
+    x = tf.ones((3,))
+    with walk.network("net"):
+        assert walk.dropout(x) is x
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**31 - 1])
+def test_stream_keys_fit_64_bits_and_differ(seed):
+    keys = {nn.stream_key(seed, place) for place in ("a", "b", "c")}
+    assert len(keys) == 3 and all(-2**63 <= key < 2**63 for key in keys)
