@@ -185,7 +185,7 @@ def _line(channel, a, b, value, thickness):
 
 
 def part_crops(image, joints, box_factor):
-    """The appearance without the pose: crops of eight body parts, each turned upright.
+    """The appearance without the pose: crops of eight body parts, each turned to lie the same way.
 
     image: (S, S, 3) uint8. joints as in stick_figure. Returns crops (s, s, 24) uint8, s = S / 2^box_factor, three
     channels per part of PARTS, and has_part (8,) uint8: 0 for parts with a missing joint, whose crops are black.

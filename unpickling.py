@@ -6,6 +6,8 @@ the file. Any other name is refused.
 """
 import io
 import pickle
+import struct
+import sys
 
 import numpy as np
 
@@ -56,10 +58,17 @@ class _PlainUnpickler(pickle._Unpickler):
         raise _Refused("it refers to something outside of itself")
 
 
-if hasattr(pickle, "BYTEARRAY8"):  # allocates what it claims, and no index holds one
-    def _refuse_bytearray(unpickler):
-        raise _Refused("it holds a bytearray")
-    _PlainUnpickler.dispatch[pickle.BYTEARRAY8[0]] = _refuse_bytearray
+def _load_bytearray(unpickler):
+    """As in pickle, but for its setting aside as much as is claimed."""
+    length, = struct.unpack("<Q", unpickler.read(8))
+    content = unpickler.read(length) if length <= sys.maxsize else b""
+    if len(content) < length:
+        raise EOFError("it ends within a bytearray")
+    unpickler.append(bytearray(content))
+
+
+_BYTEARRAY8 = 0x96  # protocol 5, which Python 3.7 does not know
+_PlainUnpickler.dispatch[_BYTEARRAY8] = _load_bytearray
 
 
 class _Dtype(object):

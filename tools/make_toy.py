@@ -37,9 +37,9 @@ TORSO = ("rhip", "lhip", "rshoulder", "lshoulder")
 Person = collections.namedtuple("Person", "hair long_hair skin shirt second_colour pattern sleeves trousers shorts")
 Person.__doc__ = """Colours are RGB in 0..255; pattern is plain, stripes or halves; sleeves are none, short or long."""
 
-Pose = collections.namedtuple("Pose", "joints hidden from_behind front_arm front_leg")
+Pose = collections.namedtuple("Pose", "joints hidden from_behind")
 Pose.__doc__ = """joints: xy in [0, 1] of the picture, by name. hidden: names of joints that the index misses.
-from_behind: whether the back is seen. front_arm: "r", "l", "both" or "none" cross before the torso. front_leg: "r" or "l".
+from_behind: whether the back is seen.
 """
 
 
@@ -63,16 +63,16 @@ def make_pose(seed, number):
     height = random.uniform(0.8, 0.92)  # of the picture
     turn = random.uniform(0.6, 1.0)  # how broad the shoulders look
     lean = random.uniform(-0.15, 0.15)
-    hip = np.array([0.5 + random.uniform(-0.06, 0.06), 0.55 + random.uniform(-0.02, 0.03)])
+    hip = np.array([0.5 + random.uniform(-0.06, 0.06), 0.54 + random.uniform(-0.02, 0.03)])
     up = np.array([np.sin(lean), -np.cos(lean)])
     right = np.array([np.cos(lean), np.sin(lean)]) * (1 if from_behind else -1)  # of the body, in the picture
     neck = hip + 0.30 * height * up
-    joints = {"cnose": neck + 0.115 * height * up + right * random.uniform(-0.02, 0.02)}
+    joints = {"cnose": neck + 0.125 * height * up + right * random.uniform(-0.02, 0.02)}
     for side, sign in (("r", 1), ("l", -1)):
         outward = right * sign
         joints[side + "eye"] = joints["cnose"] + (0.022 * up + 0.025 * outward) * height
-        joints[side + "shoulder"] = neck + outward * 0.115 * height * turn
-        joints[side + "hip"] = hip + outward * 0.065 * height * turn
+        joints[side + "shoulder"] = neck + outward * 0.14 * height * turn
+        joints[side + "hip"] = hip + outward * 0.075 * height * turn
         down = -up
         spread = random.uniform(-0.2, 1.6) if random.rand() < 0.8 else random.uniform(1.6, 2.6)
         bend = random.uniform(-0.4, 1.4)
@@ -84,11 +84,10 @@ def make_pose(seed, number):
         joints[side + "knee"] = knee
         joints[side + "ankle"] = knee + 0.21 * height * _turned(down, outward, stride - random.uniform(0, 0.6))
     hidden = set(FACE) if from_behind else {name for name in FACE if random.rand() < 0.02}
-    hidden |= {name for name in JOINTS if name not in TORSO + FACE and random.rand() < 0.03}
+    hidden |= {name for name in JOINTS if name not in TORSO + FACE and random.rand() < 0.015}
     if random.rand() < 0.02:
         hidden.add(str(random.choice(TORSO)))
-    return Pose(joints, hidden, from_behind, front_arm=str(random.choice(["r", "l", "both", "none"])),
-                front_leg=str(random.choice(["r", "l"])))
+    return Pose(joints, hidden, from_behind)
 
 
 def _turned(down, outward, angle):
@@ -107,36 +106,31 @@ def draw(person, pose):
     canvas = np.zeros((side, side, 4), np.uint8)  # the fourth channel is the person's share of a pixel
     canvas[..., :3] = BACKGROUND
     points = {name: xy * side for name, xy in pose.joints.items()}
-    behind, before = _arm_order(pose)
+    # What is nearer hides what is behind it. Arms are held before the body; of the feet the lower one is nearer.
+    arms = sorted("lr", key=lambda arm: points[arm + "wrist"][1])
+    legs = sorted("lr", key=lambda leg: points[leg + "ankle"][1])
     if pose.from_behind:
         _draw_face(canvas, person, points, pose)
+        for arm in arms:
+            _draw_arm(canvas, person, points, arm)
     elif person.long_hair:
         _draw_long_hair(canvas, person, points)
-    for arm in behind:
-        _draw_arm(canvas, person, points, arm)
-    for leg in ("lr" if pose.front_leg == "r" else "rl"):
+    for leg in legs:
         _draw_leg(canvas, person, points, leg)
     _draw_torso(canvas, person, points)
     if pose.from_behind:
         _draw_hair_from_behind(canvas, person, points)
     else:
         _draw_face(canvas, person, points, pose)
-    for arm in before:
-        _draw_arm(canvas, person, points, arm)
+        for arm in arms:
+            _draw_arm(canvas, person, points, arm)
     small = cv2.resize(canvas, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
     return np.ascontiguousarray(small[..., :3]), small[..., 3] > 127
 
 
-def _arm_order(pose):
-    before = {"both": "rl", "none": ""}.get(pose.front_arm, pose.front_arm)
-    if pose.from_behind:
-        before = "".join(arm for arm in "rl" if arm not in before)
-    return [arm for arm in "rl" if arm not in before], list(before)
-
-
 def _draw_arm(canvas, person, points, side):
     shoulder, elbow, wrist = (points[side + name] for name in ("shoulder", "elbow", "wrist"))
-    width = 0.062 * len(canvas)
+    width = 0.08 * len(canvas)
     short_sleeve_end = shoulder + 0.7 * (elbow - shoulder)
     _draw_limb(canvas, [shoulder, elbow, wrist], width, person.skin)
     if person.sleeves == "long":
@@ -147,15 +141,15 @@ def _draw_arm(canvas, person, points, side):
 
 def _draw_leg(canvas, person, points, side):
     hip, knee, ankle = (points[side + name] for name in ("hip", "knee", "ankle"))
-    width = 0.085 * len(canvas)
+    width = 0.11 * len(canvas)
     _draw_limb(canvas, [hip, knee, ankle], width, person.skin if person.shorts else person.trousers)
     if person.shorts:
         _draw_limb(canvas, [hip, hip + 0.8 * (knee - hip)], 1.1 * width, person.trousers, outline=False)
-    cv2.circle(canvas, _pixel(ankle), int(0.05 * len(canvas)), SHOES + (255,), -1)
+    cv2.circle(canvas, _pixel(ankle), int(0.06 * len(canvas)), SHOES + (255,), -1)
 
 
 def _draw_limb(canvas, joints, width, colour, outline=True):
-    layers = [(1.25 * width, _darker(colour))] if outline else []
+    layers = [(1.2 * width, _darker(colour))] if outline else []
     for thickness, shade in layers + [(width, colour)]:
         for a, b in zip(joints, joints[1:]):
             cv2.line(canvas, _pixel(a), _pixel(b), shade + (255,), int(round(thickness)))
@@ -195,13 +189,13 @@ def _head(points):
     """Centre, radius and the direction of up."""
     neck = 0.5 * (points["lshoulder"] + points["rshoulder"])
     up = points["cnose"] - neck
-    return neck + 1.05 * up, 0.62 * np.linalg.norm(up), up / np.linalg.norm(up)
+    return neck + 1.05 * up, 0.68 * np.linalg.norm(up), up / np.linalg.norm(up)
 
 
 def _draw_face(canvas, person, points, pose):
     centre, radius, up = _head(points)
     neck = 0.5 * (points["lshoulder"] + points["rshoulder"])
-    _draw_limb(canvas, [neck, centre], 0.06 * len(canvas), person.skin)
+    _draw_limb(canvas, [neck, centre], 0.07 * len(canvas), person.skin)
     cv2.circle(canvas, _pixel(centre + 0.28 * radius * up), int(1.12 * radius), person.hair + (255,), -1)
     cv2.circle(canvas, _pixel(centre - 0.12 * radius * up), int(0.86 * radius), person.skin + (255,), -1)
     if not pose.from_behind:
