@@ -28,6 +28,7 @@ from deeploss import load_weights
 from errors import UserError
 from graphs import Renderer, TrainingGraph, make_network
 from runs import Run, tile, to_uint8, transfer_grid
+from tools import make_toy
 
 
 def main(argv=None):
@@ -120,7 +121,7 @@ def train(options, config):
             stopped_by = trainer.train(first_step)
             if stopped_by:
                 return 128 + stopped_by
-            report_toy(index, load, session, graph.renderer, run)
+            report_toy(config, index, load, session, graph.renderer, run)
             run.close()
     print("done; the pictures are in %s" % run.folder)
     return 0
@@ -221,11 +222,10 @@ class StopSignal(object):
             signal.signal(number, handler)
 
 
-def report_toy(index, load, session, renderer, run):
+def report_toy(config, index, load, session, renderer, run):
     """For the toy data, whose truth can be drawn: the error of transfers to held-out people."""
-    if "toy_seed" not in index.extra:
+    if "toy_seed" not in index.extra or config["spatial_size"] != make_toy.SIZE:
         return
-    from tools import make_toy
 
     def render(appearances, poses):
         sources = load.batch(appearances)

@@ -1,0 +1,341 @@
+"""main.py as a user meets it: as a process where that matters, else by calling main()."""
+import os
+import pickle
+import re
+import shutil
+import signal
+import time
+
+import numpy as np
+from PIL import Image
+import pytest
+import tensorflow.compat.v1 as tf
+
+import main
+from batches import BatchOrder, Index
+from checkpoints import CheckpointSaver, find_checkpoint
+from config import load_config
+from errors import UserError
+from runs import Run
+
+from conftest import ROOT, SMALL
+
+SCALARS = ["global_step", "loss", "likelihood_loss", "kl_loss", "kl_weight", "vgg_loss_0", "vgg_loss_1", "gram_loss_1"]
+
+
+def only_run(log_dir):
+    run, = log_dir.iterdir()
+    return run
+
+
+def tensors(prefix):
+    reader = tf.train.NewCheckpointReader(prefix)
+    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+
+
+def assert_one_line(result, *words):
+    assert result.returncode == 2, result.stderr
+    lines = [line for line in result.stderr.replace("\r", "\n").split("\n") if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in result.stderr
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, toy):
+    """The run folder of a finished small training, and its config."""
+    folder = tmp_path_factory.mktemp("trained")
+    config = folder / "small.yaml"
+    config.write_text("".join("%s: %s\n" % item for item in dict(SMALL, data_index=str(toy / "index.p")).items()))
+    assert main.main(["--config", str(config), "--log_dir", str(folder / "log")]) == 0
+    return only_run(folder / "log"), str(config)
+
+
+# ---------------------------------------------------------------------------------------------- training
+
+def test_a_run_folder_holds_what_the_readme_says(trained):
+    run, config = trained
+    names = {path.name for path in run.iterdir()}
+    pictures = {"%s%s_%07d.png" % (prefix, name, step) for prefix in ("", "valid_") for step in (1, 2, 4)
+                for name in ("x", "c", "sample", "test_sample")}
+    pictures |= {"testing_cond_0000004.png", "testing_test_sample_0000004.png", "transfer_0000004.png"}
+    assert pictures == {name for name in names if name.endswith(".png")}
+    assert re.match(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d$", run.name)
+    assert load_config(str(run / "config.yaml")) == load_config(config)
+    assert (run / "source" / "models.py").read_text() == open(os.path.join(ROOT, "models.py")).read()
+    for step in (2, 4):
+        for suffix in (".index", ".meta", ".data-00000-of-00001"):
+            assert (run / "checkpoints" / ("model.ckpt-%d%s" % (step, suffix))).exists()
+    assert Image.open(str(run / "transfer_0000004.png")).size == (3 * 16, 3 * 16)
+    assert Image.open(str(run / "x_0000001.png")).size == (2 * 16, 16)
+
+
+def test_scalars_are_in_the_log_and_in_tensorboards_events(trained):
+    run, _ = trained
+    log = (run / "log.txt").read_text()
+    for name in SCALARS:
+        assert len(re.findall(r"\b%s: [-+.e\d]+$" % name, log, re.M)) == 3
+        if name != "global_step":
+            assert len(re.findall(r"\b%s_valid: [-+.e\d]+$" % name, log, re.M)) == 3
+    assert re.findall(r"global_step: (\d+)", log) == ["1", "2", "4"]
+    events, = [path for path in run.iterdir() if path.name.startswith("events.out.tfevents")]
+    tags = {}
+    for event in tf.train.summary_iterator(str(events)):
+        for value in event.summary.value:
+            tags.setdefault(value.tag, []).append(event.step)
+    assert tags["loss"] == tags["loss_valid"] == tags["x"] == tags["valid_test_sample"] == [1, 2, 4]
+    assert tags["transfer"] == [4]
+
+
+def test_a_checkpoint_holds_model_slots_powers_and_step(trained):
+    run, _ = trained
+    values = tensors(find_checkpoint(str(run)))
+    assert values["global_step"] == 4 and values["global_step"].dtype == np.int32
+    np.testing.assert_allclose(values["beta1_power"], 0.5**5)
+    np.testing.assert_allclose(values["beta2_power"], 0.9**5, rtol=1e-6)
+    assert not [name for name in values if "vgg" in name.lower() or "block" in name]
+    model = {name for name in values if re.search(r"/[Vgb]$", name)}
+    assert set(values) == model | {name + slot for name in model for slot in ("/Adam", "/Adam_1")} | {
+        "beta1_power", "beta2_power", "global_step"}
+
+
+def test_training_killed_and_resumed_equals_training_undisturbed(program, small_config, tmp_path):
+    config = small_config(lr_decay_end=40, lr_decay_begin=10, ckpt_freq=20, log_freq=100, test_freq=100)
+    straight = program("--config", config, "--log_dir", "straight")
+    assert straight.returncode == 0, straight.stderr
+
+    process = program.start("--config", config, "--log_dir", "killed")
+    deadline = time.time() + 200
+    while not list((tmp_path / "killed").glob("*/checkpoints/model.ckpt-20.index")):
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    killed = only_run(tmp_path / "killed")
+    assert find_checkpoint(str(killed)).endswith("model.ckpt-20")
+
+    resumed = program("--config", config, "--log_dir", "resumed", "--checkpoint", killed)
+    assert resumed.returncode == 0 and "from step 20 to 40" in resumed.stdout, resumed.stderr
+    expected = tensors(find_checkpoint(str(only_run(tmp_path / "straight"))))
+    found = tensors(find_checkpoint(str(only_run(tmp_path / "resumed"))))
+    assert expected["global_step"] == 40 and set(expected) == set(found)
+    for name in expected:
+        assert expected[name].tobytes() == found[name].tobytes(), name
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(program, small_config, tmp_path, number, code):
+    config = small_config(lr_decay_end=1000000, log_freq=1000000, ckpt_freq=1000000, test_freq=1000000)
+    process = program.start("--config", config)
+    deadline = time.time() + 200
+    while not list((tmp_path / "log").glob("*/x_0000001.png")):  # the loop has begun
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == code and "Traceback" not in stderr
+    checkpoint = re.search(r"stopped at step (\d+); to go on: add --checkpoint (\S+)", stdout)
+    assert tensors(str(tmp_path / checkpoint.group(2)))["global_step"] == int(checkpoint.group(1)) > 0
+
+
+def test_retraining_keeps_weights_and_moments_and_starts_at_step_0(trained, small_config, tmp_path):
+    run, _ = trained
+    config = small_config(lr_decay_end=1, lr_decay_begin=0, lr=1e-12, ckpt_freq=1)
+    assert main.main(["--config", config, "--retrain", "--checkpoint", str(run), "--log_dir", str(tmp_path / "log")]) == 0
+    before, after = (tensors(find_checkpoint(str(folder))) for folder in (run, only_run(tmp_path / "log")))
+    assert after["global_step"] == 1
+    np.testing.assert_allclose(after["beta1_power"], before["beta1_power"] / 2)
+    for name in before:
+        if re.search("/[Vgb]$", name):
+            np.testing.assert_allclose(after[name], before[name], atol=1e-9)
+            assert before[name + "/Adam"].any() or before[name + "/Adam_1"].any() or not after[name + "/Adam"].any()
+
+
+def test_a_finished_training_is_left_alone(trained, tmp_path, capsys):
+    run, config = trained
+    assert main.main(["--config", config, "--checkpoint", str(run), "--log_dir", str(tmp_path / "log")]) == 0
+    assert "nothing left to train" in capsys.readouterr().out and not (tmp_path / "log").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_and_is_not_saved(program, small_config, tmp_path):
+    config = small_config(lr=1e30, lr_decay_begin=50, lr_decay_end=100, ckpt_freq=1)
+    result = program("--config", config)
+    assert_one_line(result, "training stopped: ", " in step ", "expected finite")
+    saved = tensors(find_checkpoint(str(only_run(tmp_path / "log"))))
+    step = int(re.search(r"in step (\d+)", result.stderr).group(1))
+    assert saved["global_step"] == step - 1
+    assert np.isfinite(saved["dec_params/conv2d_0/V/Adam"]).all()
+
+
+def test_a_broken_image_in_the_middle_is_named_after_a_checkpoint(program, small_config, toy, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(str(toy), str(folder))
+    index = Index(str(folder / "index.p"))
+    order = BatchOrder(index.usable("train"), 2, 0)
+    first = {number: k for k in reversed(range(8)) for number in order.batch(k)}
+    bad = order.batch(5)[0]
+    assert first[bad] == 5 and bad not in order.front(4)
+    with open(index.image_path(bad), "rb+") as file:
+        file.truncate(100)
+    result = program("--config", small_config(data_index=str(folder / "index.p"), lr_decay_end=50, ckpt_freq=100))
+    assert_one_line(result, index.images[bad], "step 5 is saved")
+    assert tensors(find_checkpoint(str(only_run(tmp_path / "log"))))["global_step"] == 5
+
+
+def test_a_full_disk_gives_one_line_and_leaves_the_last_checkpoint(tmp_path, graph):
+    import resource
+    variable = tf.get_variable("a", (100000,))
+    saver = CheckpointSaver([variable])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with tf.Session() as session:
+        session.run(variable.initializer)
+        first = saver.save(session, str(tmp_path), 1)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100000, limits[1]))
+        try:
+            with pytest.raises(UserError, match="cannot write the checkpoint .*model.ckpt-2") as error:
+                saver.save(session, str(tmp_path), 2)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(error.value)
+    assert find_checkpoint(str(tmp_path)) == first and tensors(first)["a"].shape == (100000,)
+
+
+def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path, small_config, monkeypatch):
+    monkeypatch.setattr(time, "strftime", lambda form, *unused: "2018-06-18T12-00-00")
+    config = load_config(small_config())
+    runs = [Run(str(tmp_path / "log"), config) for _ in range(3)]
+    assert len({run.folder for run in runs}) == 3
+
+
+# ---------------------------------------------------------------------------------------------- pictures
+
+def test_transfer_saves_grids(trained, tmp_path):
+    run, config = trained
+    assert main.main(["--config", config, "--mode", "transfer", "--checkpoint", str(run), "--batches", "2",
+                      "--log_dir", str(tmp_path / "log")]) == 0
+    pictures = sorted(path.name for path in only_run(tmp_path / "log").glob("*.png"))
+    assert pictures == ["transfer_0.png", "transfer_1.png"]
+    for name in pictures:
+        grid = np.asarray(Image.open(str(only_run(tmp_path / "log") / name)))
+        assert grid.shape == (48, 48, 3) and grid[16:, 16:].std() > 0
+        np.testing.assert_array_equal(grid[:16, :16], 255)
+
+
+def test_test_saves_samples_with_the_pose_beside_them(trained, tmp_path):
+    run, config = trained
+    assert main.main(["--config", config, "--mode", "test", "--checkpoint", str(run / "checkpoints"), "--batches", "1",
+                      "--log_dir", str(tmp_path / "log")]) == 0
+    grid = np.asarray(Image.open(str(only_run(tmp_path / "log") / "test_sample_0.png")))
+    assert grid.shape == (16, 2 * 32, 3)
+    assert set(np.unique(grid[:, :16])) <= {0, 127, 255} and len(np.unique(grid[:, 16:32])) > 3
+
+
+# ---------------------------------------------------------------------------------------------- bad input
+
+def test_bad_input_is_one_line_and_no_traceback(program, small_config, tmp_path):
+    result = program("--config", small_config(batchsize=3))
+    assert result.returncode == 2 and result.stdout == ""
+    assert re.match(r"error: .*unknown key batchsize: 3; did you mean batch_size\?\n$", result.stderr)
+    assert not (tmp_path / "log").exists()
+
+
+def hostile_index():
+    class Runs(object):
+        def __reduce__(self):
+            return os.system, ("touch ran",)
+    return pickle.dumps({"imgs": Runs()})
+
+
+@pytest.mark.parametrize("content, words", [
+    (b"no pickle", ["not a pickle"]), (pickle.dumps([1]), ["expected a pickled dict", "list"]),
+    (hostile_index(), ["refused", "system"]), (pickle.dumps({"imgs": []}), ["there is no key 'joint_order'"])])
+def test_bad_indexes(small_config, tmp_path, capsys, monkeypatch, content, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "index.p").write_bytes(content)
+    assert main.main(["--config", small_config(data_index="index.p")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and all(word in error for word in ["index.p"] + words)
+    assert not (tmp_path / "log").exists() and not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("mode", ["train", "transfer"])
+@pytest.mark.parametrize("changes, words", [
+    (dict(n_filters=8), ["of another config", "shape", "[24, 8]", "[24, 16]"]),
+    (dict(spatial_size=32), ["of another config", "has no variable"])])
+def test_a_checkpoint_of_another_config(trained, small_config, tmp_path, capsys, monkeypatch, mode, changes, words):
+    monkeypatch.chdir(tmp_path)
+    run, _ = trained
+    options = ["--config", small_config(lr_decay_end=9, **changes), "--mode", mode, "--checkpoint", str(run)]
+    assert main.main(options) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and all(word in error for word in words), error
+    assert not (tmp_path / "log").exists()
+
+
+@pytest.mark.parametrize("options, words", [
+    ([], "--config"), (["--config", "c.yaml", "--retrain"], "--retrain needs --checkpoint"),
+    (["--config", "c.yaml", "--mode", "transfer"], "--mode transfer needs --checkpoint"),
+    (["--config", "c.yaml", "--mode", "test"], "--mode test needs --checkpoint"),
+    (["--config", "c.yaml", "--mode", "fly"], "invalid choice: 'fly'"),
+    (["--config", "c.yaml", "--batches", "0"], "--batches"), (["--config", "c.yaml", "--batches", "x"], "--batches")])
+def test_bad_options(options, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main.main(options)
+    assert stop.value.code == 2 and words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options, words", [
+    (["--config", "none.yaml"], ["there is no file none.yaml"]),
+    (["--config", "CONFIG", "--checkpoint", "nowhere"], ["there is no checkpoint nowhere"]),
+    (["--config", "CONFIG", "--checkpoint", "."], ["there is no checkpoint in the folder ."]),
+    (["--config", "CONFIG", "--mode", "transfer", "--checkpoint", "nowhere"], ["there is no checkpoint nowhere"]),
+    (["--config", "CONFIG", "--log_dir", "CONFIG"], ["--log_dir", "small.yaml"])])
+def test_bad_paths(small_config, tmp_path, capsys, monkeypatch, options, words):
+    monkeypatch.chdir(tmp_path)
+    config = small_config()
+    assert main.main([config if option == "CONFIG" else option for option in options]) == 2
+    error = capsys.readouterr().err
+    assert [line for line in error.split("\n") if line.startswith("error: ")] == [error.strip()]
+    assert all(word in error for word in words) and not (tmp_path / "log").exists()
+
+
+@pytest.mark.parametrize("train, words", [(True, "no usable test image"), (False, "no usable training image")])
+def test_a_split_without_people(small_config, toy, tmp_path, capsys, monkeypatch, train, words):
+    monkeypatch.chdir(tmp_path)
+    with open(str(toy / "index.p"), "rb") as file:
+        index = pickle.load(file)
+    with open("index.p", "wb") as file:
+        pickle.dump(dict(index, train=[train] * len(index["imgs"])), file)
+    assert main.main(["--config", small_config(data_index="index.p")]) == 2
+    assert words in capsys.readouterr().err and not (tmp_path / "log").exists()
+
+
+def test_vgg_weights_that_cannot_be_had(small_config, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main.main(["--config", small_config(vgg_weights="none.h5")]) == 2
+    assert "vgg_weights: there is no file 'none.h5'" in capsys.readouterr().err and not (tmp_path / "log").exists()
+
+
+# ---------------------------------------------------------------------------------------------- the configs
+
+@pytest.mark.parametrize("name", ["market", "market_retrain", "deepfashion", "deepfashion_retrain", "coco", "coco_retrain"])
+def test_each_config_builds_initialises_and_trains(name, small_config, toy, tmp_path):
+    """Smaller, but with its own factors, layers and weights."""
+    config = load_config(os.path.join(ROOT, name + ".yaml"))
+    config.update(data_index=str(toy / "index.p"), vgg_weights="random", spatial_size=32, batch_size=1, init_batches=2,
+                  n_filters=4, max_filters=16, lr_decay_begin=1, lr_decay_end=2)
+    assert main.main(["--config", small_config(**config), "--log_dir", str(tmp_path / "log")]) == 0
+    log = (only_run(tmp_path / "log") / "log.txt").read_text()
+    assert ("gram_loss_" in log) == (name not in ("market", "deepfashion"))
+    assert find_checkpoint(str(only_run(tmp_path / "log"))).endswith("model.ckpt-2")
+
+
+def test_the_toy_config_trains_and_reports_its_transfer_error(toy, tmp_path, capsys, small_config):
+    config = load_config(os.path.join(ROOT, "toy.yaml"))
+    config.update(data_index=str(toy / "index.p"), lr_decay_begin=1, lr_decay_end=2)
+    assert main.main(["--config", small_config(**config), "--log_dir", str(tmp_path / "log")]) == 0
+    report = re.search(r"transfer error on held-out people: ([.\d]+); of the mean training appearance: ([.\d]+) "
+                       r"\(ratio [.\d]+\); of a wrong person: ([.\d]+)", capsys.readouterr().out)
+    transfer, mean, wrong = (float(report.group(i)) for i in (1, 2, 3))
+    assert transfer > 0.1 and 0.2 < mean < wrong < 1
