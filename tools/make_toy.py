@@ -255,7 +255,7 @@ def index_joints(pose):
 
 # ------------------------------------------------------------------------------------------ the truth of transfers
 
-def transfer_error(render, people, usable, seed, n=256, n_mean=64):
+def transfer_error(render, people, usable, seed, n=200, n_mean=32):
     """Mean absolute error of transfers in [-1, 1], over the pixels of the person in the true drawing.
 
     render(appearances, poses): pictures (n, 64, 64, 3) in [-1, 1] of the images' people in the images' poses.
