@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 import tensorflow.compat.v1 as tf
 
-from errors import UserError
+from errors import UserError, reason
 from unpickling import load_plain
 
 JOINTS = ("rankle", "rknee", "rhip", "rshoulder", "relbow", "rwrist", "reye",
@@ -269,7 +269,7 @@ def load_image(path, size):
     except FileNotFoundError:
         raise UserError("%s: there is no such image" % path)
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        raise UserError("%s: cannot be read as an image: %s" % (path, " ".join(str(error).split())))
+        raise UserError("%s: cannot be read as an image: %s" % (path, reason(error)))
 
 
 def _to_rgb(image):

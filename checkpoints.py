@@ -8,7 +8,7 @@ import re
 
 import tensorflow.compat.v1 as tf
 
-from errors import UserError
+from errors import UserError, reason
 
 KEPT = 5
 
@@ -71,7 +71,7 @@ class Checkpoint(object):
                                 % (self.prefix, name, self.shapes[name], shape))
 
     def _unreadable(self, error):
-        return UserError("%s: cannot be read as a checkpoint: %s" % (self.prefix, str(error).split("\n")[0]))
+        return UserError("%s: cannot be read as a checkpoint: %s" % (self.prefix, reason(error)))
 
 
 class CheckpointSaver(object):
@@ -96,4 +96,4 @@ class CheckpointSaver(object):
         try:
             return self._saver.save(session, os.path.join(folder, "model.ckpt"), global_step=step)
         except (tf.errors.OpError, OSError, ValueError) as error:
-            raise UserError("cannot write the checkpoint %s: %s" % (prefix, str(error).split("\n")[0]))
+            raise UserError("cannot write the checkpoint %s: %s" % (prefix, reason(error)))

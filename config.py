@@ -7,7 +7,7 @@ import re
 import yaml
 
 from deeploss import LAYERS, smallest_picture
-from errors import UserError
+from errors import UserError, reason
 
 
 class Key(object):
@@ -74,9 +74,9 @@ def load_config(path):
         with open(path, encoding="utf-8") as file:
             given = yaml.load(file, Loader=_Loader)
     except (OSError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise UserError("%s: cannot be read: %s" % (path, " ".join(str(error).split())))
+        raise UserError("%s: cannot be read: %s" % (path, reason(error)))
     except yaml.YAMLError as error:
-        raise UserError("%s: is not YAML: %s" % (path, " ".join(str(error).split())))
+        raise UserError("%s: is not YAML: %s" % (path, reason(error)))
     if not isinstance(given, dict):
         raise UserError("%s: expected a mapping of keys to values, found %s"
                         % (path, "nothing" if given is None else type(given).__name__))

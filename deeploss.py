@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from errors import UserError
+from errors import UserError, reason
 
 # (block, convolutions, filters) of VGG19 (Simonyan & Zisserman 2015, table 1, column E); a pooling ends each block.
 BLOCKS = ((1, 2, 64), (2, 2, 128), (3, 4, 256), (4, 4, 512), (5, 4, 512))
@@ -152,7 +152,7 @@ def load_weights(source, layers):
     try:
         found = _read_npz(path, names) if path.endswith(".npz") else _read_h5(path, names)
     except Exception as error:  # h5py, zipfile and numpy raise all kinds on a damaged file
-        raise UserError("vgg_weights: cannot read %s: %s" % (path, " ".join(str(error).split())))
+        raise UserError("vgg_weights: cannot read %s: %s" % (path, reason(error)))
     for name in names:
         expected = weight_shapes()[name]
         shape = found[name].shape if name in found else "nothing"
@@ -177,7 +177,7 @@ def find_imagenet_file():
                                        file_hash=IMAGENET_MD5)
     except Exception as error:  # urllib's, the disk's and the hash's failures come as anything
         raise UserError("vgg_weights: cannot download VGG19's weights (%s); get %s elsewhere and put it into %s, or "
-                        "set vgg_weights to its path" % (" ".join(str(error).split()), IMAGENET_URL,
+                        "set vgg_weights to its path" % (reason(error), IMAGENET_URL,
                                                          os.path.join(keras_home, "models")))
 
 

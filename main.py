@@ -25,7 +25,7 @@ from batches import BatchOrder, Index, Loader, cpu_count, pipeline
 from checkpoints import Checkpoint, CheckpointSaver, find_checkpoint
 from config import load_config
 from deeploss import load_weights
-from errors import UserError
+from errors import UserError, reason
 from graphs import Renderer, TrainingGraph, make_network
 from runs import Run, tile, to_uint8, transfer_grid
 from tools import make_toy
@@ -40,6 +40,9 @@ def main(argv=None):
         return MODES[options.mode](options, load_config(options.config)) or 0
     except UserError as error:
         print("error: %s" % error, file=sys.stderr)
+        return 2
+    except tf.errors.ResourceExhaustedError as error:
+        print("error: out of memory, which a smaller batch_size may spare: %s" % reason(error), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -78,7 +81,8 @@ def set_up_tensorflow():
 
 
 def make_session():
-    options = tf.ConfigProto(intra_op_parallelism_threads=cpu_count(), inter_op_parallelism_threads=cpu_count())
+    options = tf.ConfigProto(intra_op_parallelism_threads=cpu_count(), inter_op_parallelism_threads=cpu_count(),
+                             allow_soft_placement=True)  # a GPU has no kernel for the int32 step
     options.gpu_options.allow_growth = True
     return tf.Session(config=options)
 

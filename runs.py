@@ -3,6 +3,7 @@ import glob
 import io
 import os
 import shutil
+import socket
 import time
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 import tensorflow.compat.v1 as tf
 
 from config import dump_config
-from errors import UserError
+from errors import UserError, reason
 
 
 class Run(object):
@@ -27,7 +28,7 @@ class Run(object):
             with open(os.path.join(self.folder, "config.yaml"), "w", encoding="utf-8") as file:
                 file.write(dump_config(config))
             _copy_sources(os.path.join(self.folder, "source"))
-            self._events = tf.summary.FileWriter(self.folder)
+            self._events = _EventWriter(self.folder)
         except (OSError, tf.errors.OpError) as error:
             raise self._cannot_write(error)
 
@@ -66,12 +67,29 @@ class Run(object):
         self._events.close()
 
     def _add_summary(self, values, step):
-        self._events.add_summary(tf.Summary(value=values), step)
-        self._events.flush()
+        try:
+            self._events.write(tf.Event(wall_time=time.time(), step=step, summary=tf.Summary(value=values)))
+        except tf.errors.OpError as error:
+            raise self._cannot_write(error)
 
     def _cannot_write(self, error):
-        return UserError("%s: cannot write: %s" % (getattr(error, "filename", None) or self.folder,
-                                                   getattr(error, "strerror", None) or error))
+        return UserError("%s: cannot write: %s" % (self.folder, reason(error)))
+
+
+class _EventWriter(object):
+    """TensorBoard's event file. tf.summary.FileWriter writes in a thread, where a full disk ends in a traceback."""
+
+    def __init__(self, folder):
+        name = "events.out.tfevents.%010d.%s" % (time.time(), socket.gethostname())
+        self._records = tf.python_io.TFRecordWriter(os.path.join(folder, name))
+        self.write(tf.Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+    def write(self, event):
+        self._records.write(event.SerializeToString())
+        self._records.flush()
+
+    def close(self):
+        self._records.close()
 
 
 def _make_folder(log_dir):

@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 
-from errors import UserError
+from errors import UserError, reason
 
 # Plain types, of numbers, text and bytes; no structures, no pointers except "O", whose elements are pickled themselves.
 PLAIN_KINDS = "biufcSUO"
@@ -37,7 +37,7 @@ def load_plain(path):
         raise UserError("%s: refused, it claims more memory than there is" % path)
     except Exception as error:  # a damaged pickle fails in any way
         raise UserError("%s: is not a pickle, or a damaged one (%s: %s)"
-                        % (path, type(error).__name__, " ".join(str(error).split())))
+                        % (path, type(error).__name__, reason(error)))
 
 
 class _Refused(Exception):

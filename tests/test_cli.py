@@ -197,8 +197,25 @@ def test_a_full_disk_gives_one_line_and_leaves_the_last_checkpoint(tmp_path, gra
                 saver.save(session, str(tmp_path), 2)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and re.search("File too large|No space", str(error.value))
     assert find_checkpoint(str(tmp_path)) == first and tensors(first)["a"].shape == (100000,)
+
+
+@pytest.mark.parametrize("write", ["log", "scalars", "picture"])
+def test_a_full_disk_under_log_and_pictures_gives_one_line(tmp_path, small_config, write):
+    import resource
+    run = Run(str(tmp_path / "log"), load_config(small_config()))
+    noise = np.random.RandomState(0).randint(0, 256, (64, 64, 3)).astype(np.uint8)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(UserError, match="cannot write: ") as error:
+            for step in range(100):
+                {"log": lambda: run.log("x" * 100), "picture": lambda: run.picture("x", noise, step),
+                 "scalars": lambda: run.scalars(step, {"loss": 1.0})}[write]()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(error.value)
 
 
 def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path, small_config, monkeypatch):
