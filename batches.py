@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 import tensorflow.compat.v1 as tf
 
-from errors import UserError, reason
+from errors import UserError, reason, shown
 from unpickling import load_plain
 
 JOINTS = ("rankle", "rknee", "rhip", "rshoulder", "relbow", "rwrist", "reye",
@@ -60,7 +60,7 @@ class Index(object):
         self.images = [str(image) for image in data["imgs"]]
         self.train = np.asarray(data["train"], bool)
         columns = [list(data["joint_order"]).index(name) for name in JOINTS]
-        self.joints = np.asarray(data["joints"], np.float32)[:, columns]
+        self.joints = np.stack([np.asarray(points, np.float32) for points in data["joints"]])[:, columns]
         self.extra = {key: data[key] for key in data if key not in ("imgs", "train", "joints", "joint_order")}
 
     def usable(self, split):
@@ -101,17 +101,18 @@ def index_faults(data):
     faults = _joint_order_faults(data["joint_order"])
     lengths = {}
     for key in ("imgs", "train", "joints"):
-        if isinstance(data[key], (list, tuple, np.ndarray)) and np.ndim(data[key]) != 0:
+        if isinstance(data[key], (list, tuple)) or isinstance(data[key], np.ndarray) and data[key].ndim:
             lengths[key] = len(data[key])
         else:
             faults.append("%s: expected a list, found %s" % (key, type(data[key]).__name__))
     if len(set(lengths.values())) > 1:
         faults.append("lists of unequal length: " + ", ".join("%s has %d" % item for item in sorted(lengths.items())))
     if "imgs" in lengths:
-        faults += ["imgs[%d]: expected a path, found %r" % (i, image) for i, image in enumerate(data["imgs"])
+        faults += ["imgs[%d]: expected a path, found %s" % (i, shown(image)) for i, image in enumerate(data["imgs"])
                    if not isinstance(image, str) or not image or "\0" in image]
     if "train" in lengths:
-        faults += ["train[%d]: expected true or false, found %r" % (i, flag) for i, flag in enumerate(data["train"])
+        faults += ["train[%d]: expected true or false, found %s" % (i, shown(flag)) for i, flag
+                   in enumerate(data["train"])
                    if not isinstance(flag, (bool, np.bool_, int, np.integer)) or flag not in (0, 1)]
     if "joints" in lengths and not faults:
         faults += _joints_faults(data["joints"], len(data["joint_order"]))
@@ -130,7 +131,7 @@ def _joint_order_faults(joint_order):
 
 
 def _joints_faults(joints, n_joints):
-    faults = []
+    faults, largest = [], []
     for i, points in enumerate(joints):
         try:
             points = np.asarray(points, np.float64)
@@ -139,8 +140,14 @@ def _joints_faults(joints, n_joints):
             continue
         if points.shape != (n_joints, 2):
             faults.append("joints[%d]: expected shape (%d, 2), found %s" % (i, n_joints, points.shape))
-        elif not np.isfinite(points).all():
-            faults.append("joints[%d]: expected finite numbers, found nan or inf" % i)
+        elif not np.abs(points).max() < 1e9:
+            faults.append("joints[%d]: expected finite numbers, found %s" % (i, np.abs(points).max()))
+        else:
+            largest.append(points.max())
+    # Joints a little outside of their picture are common; where most are far outside, the unit is wrong.
+    if largest and np.median(largest) > 2:
+        faults.append("joints: expected shares of width and height, 0 to 1, found numbers around %d, as of pixels"
+                      % np.median(largest))
     return faults
 
 
@@ -163,7 +170,7 @@ def stick_figure(joints, size):
 
     corners = [J[name] for name in TORSO]
     if visible[corners].all():
-        cv2.fillConvexPoly(torso, points[corners], 255)
+        cv2.fillPoly(torso, [points[corners]], 255)
     for channel, side in ((right, "r"), (left, "l")):
         for a, b in LIMBS:
             a, b = J[side + a], J[side + b]

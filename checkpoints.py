@@ -11,6 +11,8 @@ import tensorflow.compat.v1 as tf
 from errors import UserError, reason
 
 KEPT = 5
+# What TensorFlow's readers raise on damaged files, differently by version.
+_READ_ERRORS = (tf.errors.OpError, ValueError, RuntimeError, IndexError)
 
 
 def find_checkpoint(path):
@@ -42,21 +44,24 @@ class Checkpoint(object):
         try:
             self._reader = tf.train.NewCheckpointReader(prefix)
             self.shapes = self._reader.get_variable_to_shape_map()
-        except (tf.errors.OpError, ValueError, RuntimeError) as error:
+        except _READ_ERRORS as error:
             raise self._unreadable(error)
 
     def step(self):
         """The number of training steps behind the checkpoint."""
         if "global_step" not in self.shapes:
             raise UserError("%s: has no global_step; expected a checkpoint of training" % self.prefix)
-        return int(self._reader.get_tensor("global_step"))
+        try:
+            return int(self._reader.get_tensor("global_step"))
+        except _READ_ERRORS as error:
+            raise self._unreadable(error)
 
     def restore(self, session, saver, variables):
         """Puts the checkpoint's values into the session."""
         self.check_fits(variables)
         try:
             saver.restore(session, self.prefix)
-        except (tf.errors.OpError, ValueError) as error:
+        except _READ_ERRORS as error:
             raise self._unreadable(error)
 
     def check_fits(self, variables):

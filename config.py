@@ -1,13 +1,12 @@
 """Configurations: YAML files whose every key is known, present and of the right type and range."""
 import difflib
-import math
 import os
 import re
 
 import yaml
 
 from deeploss import LAYERS, smallest_picture
-from errors import UserError, reason
+from errors import UserError, reason, shown
 
 
 class Key(object):
@@ -21,9 +20,10 @@ def _is_integer(value, least, most=2**31 - 1):
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
-def _is_number(value, least=0.0, most=math.inf):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) \
-        and least <= value <= most
+def _is_number(value, least=0.0, most=1e38):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return least <= value <= most  # false for nan; 1e38 is about where float32 ends
 
 
 def _positive_integer(default=None):
@@ -73,9 +73,9 @@ def load_config(path):
     try:
         with open(path, encoding="utf-8") as file:
             given = yaml.load(file, Loader=_Loader)
-    except (OSError, UnicodeDecodeError, RecursionError, ValueError) as error:
+    except OSError as error:
         raise UserError("%s: cannot be read: %s" % (path, reason(error)))
-    except yaml.YAMLError as error:
+    except Exception as error:  # besides its own, PyYAML lets out what Python raises on odd scalars
         raise UserError("%s: is not YAML: %s" % (path, reason(error)))
     if not isinstance(given, dict):
         raise UserError("%s: expected a mapping of keys to values, found %s"
@@ -85,14 +85,14 @@ def load_config(path):
         if key not in KEYS:
             close = difflib.get_close_matches(str(key), list(KEYS), n=1)
             raise UserError("%s: unknown key %s: %s; %s" % (
-                path, _shown(key), _shown(given[key]),
+                path, shown(key), shown(given[key]),
                 "did you mean %s?" % close[0] if close else "expected one of " + ", ".join(sorted(KEYS))))
     for key, rule in KEYS.items():
         value = given.get(key, rule.default)
         if key not in given and value is None:
             raise UserError("%s: missing key %s: found nothing, expected %s" % (path, key, rule.kind))
         if not rule.fits(value):
-            raise UserError("%s: %s: %s: expected %s" % (path, key, _shown(value), rule.kind))
+            raise UserError("%s: %s: %s: expected %s" % (path, key, shown(value), rule.kind))
         config[key] = value
     _check_together(path, config)
     return config
@@ -101,14 +101,14 @@ def load_config(path):
 def _check_together(path, config):
     """The rules that tie keys together."""
     def refuse(key, expected):
-        raise UserError("%s: %s: %s: expected %s" % (path, key, _shown(config[key]), expected))
+        raise UserError("%s: %s: %s: expected %s" % (path, key, shown(config[key]), expected))
 
     layers = config["feature_layers"]
     for layer in layers:
         if layer not in LAYERS:
             close = difflib.get_close_matches(str(layer), LAYERS, n=1)
             refuse("feature_layers", "layers of VGG19, and %s is none%s" % (
-                _shown(layer), "; did you mean %s?" % close[0] if close else ""))
+                shown(layer), "; did you mean %s?" % close[0] if close else ""))
         if config["spatial_size"] < smallest_picture(layer):
             refuse("feature_layers", "layers that pictures of spatial_size %d reach, and %s is too deep"
                    % (config["spatial_size"], layer))
@@ -144,18 +144,12 @@ def dump_config(config):
     return yaml.safe_dump(config, sort_keys=False, default_flow_style=None)
 
 
-def _shown(value):
-    text = value if isinstance(value, str) else repr(value)
-    text = " ".join(text.split())
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's reading of numbers like 1e-3, and no key twice."""
 
     def construct_mapping(self, node, deep=False):
         seen = set()
-        for key_node, _ in node.value:
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else id(key_node)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, "the key %s stands there twice" % key,

@@ -8,6 +8,7 @@ The network is written out rather than taken from Keras, whose loading of weight
 variables are neither trainable nor global, so neither Adam nor the Saver sees them.
 """
 import collections
+import hashlib
 import os
 import zlib
 
@@ -172,6 +173,9 @@ def random_weight(name, shape):
 def find_imagenet_file():
     """Path of Keras's VGG19 file in Keras's cache, downloaded if need be. Raises UserError where that fails."""
     keras_home = os.environ.get("KERAS_HOME") or os.path.join(os.path.expanduser("~"), ".keras")
+    path = os.path.join(keras_home, "models", IMAGENET_FILE)
+    if os.path.isfile(path) and _md5(path) == IMAGENET_MD5:
+        return path  # get_file looks elsewhere where it may not write
     try:
         return tf.keras.utils.get_file(IMAGENET_FILE, IMAGENET_URL, cache_dir=keras_home, cache_subdir="models",
                                        file_hash=IMAGENET_MD5)
@@ -179,6 +183,11 @@ def find_imagenet_file():
         raise UserError("vgg_weights: cannot download VGG19's weights (%s); get %s elsewhere and put it into %s, or "
                         "set vgg_weights to its path" % (reason(error), IMAGENET_URL,
                                                          os.path.join(keras_home, "models")))
+
+
+def _md5(path):
+    with open(path, "rb") as file:
+        return hashlib.md5(file.read()).hexdigest()
 
 
 def _read_npz(path, names):

@@ -6,6 +6,7 @@
 # DIR/<dataset>/ will hold index.p and the images. Run it again after a broken download: it goes on where it stopped.
 # VUNET_DATA_URL says where <dataset>.tar.gz is fetched from (http, https or file URL).
 set -euo pipefail
+unset CDPATH
 
 fail() { echo "error: $1" >&2; exit "${2:-1}"; }
 
@@ -20,20 +21,24 @@ esac
 repository=$(cd "$(dirname "$0")" && pwd)
 base=${VUNET_DATA_URL:-http://129.206.117.181:8080}
 url=${base%/}/$dataset.tar.gz
-mkdir -p -- "$2" 2>/dev/null || fail "cannot make the folder $2" 2
-target=$(cd -- "$2" && pwd -P)
+case $2 in /*) target=$2 ;; *) target=./$2 ;; esac  # "-" and "-x" are folders too
+mkdir -p "$target" 2>/dev/null || fail "cannot make the folder $2" 2
+target=$(cd "$target" && pwd -P)
+
+# A connection that delivers nothing for a minute counts as broken.
+fetch() { curl --fail --location --connect-timeout 20 --speed-limit 1 --speed-time 60 "$@" -- "$url"; }
 
 download() {
   command -v curl >/dev/null || fail "curl is needed; install it and run this again"
   local part=$1 status=0
-  curl --fail --location --connect-timeout 20 --retry 2 --continue-at - --output "$part" -- "$url" || status=$?
+  fetch --retry 2 --continue-at - --output "$part" || status=$?
   case $status in
     0) return ;;
     # The server cannot resume, or there is nothing left to fetch: the check of the archive will tell.
     22|33|36) [ -s "$part" ] && is_whole "$part" && return
        if [ -s "$part" ] && [ $status -ne 22 ]; then
          rm -f -- "$part"
-         curl --fail --location --connect-timeout 20 --output "$part" -- "$url" && return
+         fetch --output "$part" && return
        fi ;;
     18|23|28|56) [ -s "$part" ] && fail "the download of $url broke off (curl: $status); run this again to go on with it" ;;
   esac
@@ -48,9 +53,14 @@ is_whole() { gzip --test -- "$1" 2>/dev/null && tar -tzf "$1" >/dev/null 2>&1; }
 check_entries() {
   local archive=$1 bad
   bad=$(tar -tzf "$archive" | grep -E -m 1 '^/|(^|/)\.\.(/|$)') || true
-  [ -z "$bad" ] || fail "$url: refused, its entry '$bad' would land outside of $target"
+  [ -z "$bad" ] || refuse "$archive" "its entry '$bad' would land outside of $target"
   bad=$(tar -tvzf "$archive" | grep -E -m 1 -v '^[-d]') || true
-  [ -z "$bad" ] || fail "$url: refused, it holds a link or device: $bad"
+  [ -z "$bad" ] || refuse "$archive" "it holds a link or device: $bad"
+}
+
+refuse() {
+  rm -f -- "$1"
+  fail "$url: refused, $2"
 }
 
 unpack() {
@@ -61,9 +71,12 @@ unpack() {
   found=$(cd -- "$aside" && find . -maxdepth 2 -name index.p | head -n 1)
   if [ -z "$found" ]; then
     rm -rf -- "$aside"
-    fail "$url: there is no index.p in it"
+    refuse "$archive" "there is no index.p in it"
   fi
-  # An earlier, incomplete folder may stand there empty; a full one is not ours to remove.
+  # A link that leads nowhere or an empty folder may stand there; a full folder is not ours to remove.
+  if [ -L "$target/$dataset" ] && [ ! -e "$target/$dataset" ]; then
+    rm -- "$target/$dataset"
+  fi
   if [ -e "$target/$dataset" ] && ! rmdir -- "$target/$dataset" 2>/dev/null; then
     rm -rf -- "$aside"
     fail "$target/$dataset is there already, without an index.p; move it away first"
@@ -75,7 +88,7 @@ unpack() {
 link() {
   local link=$repository/data/$dataset
   mkdir -p -- "$repository/data"
-  if [ "$(cd -- "$link" 2>/dev/null && pwd -P)" = "$target/$dataset" ]; then
+  if [ "$target" = "$(cd "$repository/data" && pwd -P)" ] || [ "$link" -ef "$target/$dataset" ]; then
     return
   fi
   if [ -e "$link" ] && [ ! -L "$link" ]; then

@@ -8,6 +8,12 @@ class UserError(Exception):
     """
 
 
+def shown(value):
+    """A value of the user's as it stands in a message: on one line, and not long."""
+    text = " ".join((value if isinstance(value, str) else repr(value)).split())
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
 def reason(error):
     """What an exception of a library says, as one line; of TensorFlow's reports, the line that matters."""
     text = str(error)

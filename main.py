@@ -11,6 +11,7 @@ log/<date>T<time>. README.md says what each option, config key and file is.
 """
 import argparse
 import math
+import shlex
 import signal
 import sys
 
@@ -117,17 +118,19 @@ def train(options, config):
                 saver.restore(session, checkpoint)
             if options.retrain:
                 graph.restart_schedule(session)
+            test_batch = load.batch(test_order.batch(0))
             session.run(iterator.initializer)
-            run = Run(options.log_dir, config)
-            print("training from step %d to %d; pictures and checkpoints: %s"
-                  % (first_step, config["lr_decay_end"], run.folder))
-            trainer = Trainer(config, session, graph, saver, run, load, load.batch(test_order.batch(0)))
-            stopped_by = trainer.train(first_step)
+            run = Run(options.log_dir, config)  # last of all, so that bad input leaves none behind
+            run.say("training from step %d to %d%s; pictures and checkpoints: %s" % (
+                first_step, config["lr_decay_end"], ", from %s" % checkpoint.prefix if checkpoint else "", run.folder))
+            stopped_by = Trainer(config, session, graph, saver, run, load, test_batch).train(first_step)
             if stopped_by:
+                run.say("to go on: python main.py --config %s --checkpoint %s"
+                        % (shlex.quote(options.config), shlex.quote(run.folder)))
                 return 128 + stopped_by
             report_toy(config, index, load, session, graph.renderer, run)
+            run.say("done; the pictures are in %s" % run.folder)
             run.close()
-    print("done; the pictures are in %s" % run.folder)
     return 0
 
 
@@ -156,9 +159,8 @@ class Trainer(object):
                     self.draw_tests(step)
                 if step % self.config["ckpt_freq"] == 0:
                     self.save(step)
-        checkpoint = self.save(step)
-        if signals.number:
-            print("stopped at step %d; to go on: add --checkpoint %s" % (step, checkpoint))
+        self.run.say("%s at step %d, saved as %s"
+                     % ("stopped by a signal" if signals.number else "trained", step, self.save(step)))
         return signals.number
 
     def train_step(self, step, with_batch):
@@ -180,7 +182,7 @@ class Trainer(object):
         """Scalars and pictures of the training batch, and of the test batch with the prefix or suffix `valid`."""
         scalars = dict(scalars, global_step=step)
         self.draw("", step, batch)
-        valid = self.draw("valid_", step, self.test_batch)
+        valid = dict(self.draw("valid_", step, self.test_batch), global_step=step)
         scalars.update((name + "_valid", value) for name, value in valid.items())
         self.run.scalars(step, scalars)
 
@@ -228,7 +230,7 @@ class StopSignal(object):
 
 def report_toy(config, index, load, session, renderer, run):
     """For the toy data, whose truth can be drawn: the error of transfers to held-out people."""
-    if "toy_seed" not in index.extra or config["spatial_size"] != make_toy.SIZE:
+    if config["spatial_size"] != make_toy.SIZE or not make_toy.is_toy(index.joints, index.extra):
         return
 
     def render(appearances, poses):
@@ -241,8 +243,7 @@ def report_toy(config, index, load, session, renderer, run):
     line = ("transfer error on held-out people: %.3f; of the mean training appearance: %.3f (ratio %.3f); of a wrong "
             "person: %.3f" % (errors["transfer"], errors["mean_appearance"],
                               errors["transfer"] / errors["mean_appearance"], errors["wrong_person"]))
-    run.log(line)
-    print(line)
+    run.say(line)
 
 
 # ---------------------------------------------------------------------------------------------- pictures
@@ -276,16 +277,19 @@ def render_batches(options, config, name, draw):
         with make_session() as session:
             saver.restore(session, checkpoint)
             session.run(iterator.initializer)
-            run = Run(options.log_dir, config)
-            run.log("%s of %s" % (name, checkpoint.prefix))
+            run = None
             for i in tqdm(range(options.batches), unit="batch"):
                 try:
                     examples = session.run(batch)
                 except tf.errors.OpError:
                     raise load.failure or sys.exc_info()[1]
-                run.picture("%s_%d" % (name, i), draw(session, renderer, examples, i))
+                picture = draw(session, renderer, examples, i)
+                if run is None:
+                    run = Run(options.log_dir, config)
+                    run.log("%s from %s" % (name, checkpoint.prefix))
+                run.picture("%s_%d" % (name, i), picture)
+            run.say("the pictures are in %s" % run.folder)
             run.close()
-    print("the pictures are in %s" % run.folder)
 
 
 def draw_transfers(session, renderer, batch):

@@ -1,4 +1,4 @@
-"""Silence on stderr while a library is imported that greets there."""
+"""Silence on stderr while TensorFlow is imported, which greets there."""
 import contextlib
 import os
 import sys
@@ -7,14 +7,25 @@ import tempfile
 
 @contextlib.contextmanager
 def quiet_stderr():
-    """Keeps what is written to file descriptor 2 off the terminal, unless the block raises: then it is shown."""
+    """Keeps what is written to file descriptor 2 off the terminal, unless the block raises: then it is shown.
+
+    A missing TensorFlow ends the program with one line and exit code 2.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if sys.stderr is None:  # closed by the caller
+        sys.stderr = open(os.devnull, "w")
     sys.stderr.flush()
     saved = os.dup(2)
     with tempfile.TemporaryFile() as aside:
         os.dup2(aside.fileno(), 2)
         try:
             yield
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.split(".")[0] != "tensorflow":
+                raise
+            os.write(saved, b"error: TensorFlow is not installed; pip install -r requirements.txt does it on Python 3.7 "
+                            b"and 3.10 to 3.13\n")
+            sys.exit(2)
         except BaseException:
             aside.seek(0)
             os.write(saved, aside.read())

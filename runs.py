@@ -40,6 +40,11 @@ class Run(object):
         except OSError as error:
             raise self._cannot_write(error)
 
+    def say(self, line):
+        """Adds a line to log.txt and prints it."""
+        self.log(line)
+        print(line, flush=True)
+
     def scalars(self, step, values):
         """Scalars by name, into log.txt and TensorBoard's events."""
         for name in sorted(values):

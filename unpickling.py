@@ -67,8 +67,16 @@ def _load_bytearray(unpickler):
     unpickler.append(bytearray(content))
 
 
+def _load_build(unpickler):
+    """BUILD gives an object its state: that of a stand-in only, for functions and classes have states too."""
+    if not isinstance(unpickler.stack[-2], (_Dtype, _Array)):
+        raise _Refused("it changes a %s" % type(unpickler.stack[-2]).__name__)
+    pickle._Unpickler.load_build(unpickler)
+
+
 _BYTEARRAY8 = 0x96  # protocol 5, which Python 3.7 does not know
 _PlainUnpickler.dispatch[_BYTEARRAY8] = _load_bytearray
+_PlainUnpickler.dispatch[pickle.BUILD[0]] = _load_build
 
 
 class _Dtype(object):
@@ -107,7 +115,8 @@ def _array(content, dtype, shape, order="C"):
         if not isinstance(content, list):
             raise _Refused("it holds an array of raw pointers")
         flat = np.empty(len(content), object)
-        flat[:] = content
+        for i, item in enumerate(content):
+            flat[i] = item
     else:
         if isinstance(content, str):
             content = content.encode("latin1")  # Python 2
@@ -121,7 +130,9 @@ def _array_from_buffer(content, dtype, shape, order):
 
 
 def _scalar(dtype, content=None):
-    return _array(content, dtype, (1,))[0] if content is not None else _Refused("it holds an empty scalar")
+    if content is None:
+        raise _Refused("it holds an empty scalar")
+    return _array([content] if isinstance(dtype, _Dtype) and dtype.text == "O" else content, dtype, (1,))[0]
 
 
 def _encode(text, encoding):
@@ -131,6 +142,15 @@ def _encode(text, encoding):
     return text.encode("latin1")
 
 
+def _from_list(kind):
+    """Stands for bytes, set or frozenset, which Python 2 and early protocols write as a call with a list."""
+    def make(items=()):
+        if not isinstance(items, (list, tuple)):  # bytes(10**9) would claim a gigabyte
+            raise _Refused("it calls %s with a %s" % (kind.__name__, type(items).__name__))
+        return kind(items)
+    return make
+
+
 _STAND_INS = {
     ("numpy", "dtype"): _Dtype,
     ("numpy", "ndarray"): _Array,
@@ -138,13 +158,9 @@ _STAND_INS = {
     ("numpy.core.multiarray", "scalar"): _scalar,
     ("numpy.core.numeric", "_frombuffer"): _array_from_buffer,
     ("_codecs", "encode"): _encode,
-    ("builtins", "set"): set,
-    ("__builtin__", "set"): set,
-    ("builtins", "frozenset"): frozenset,
-    ("__builtin__", "frozenset"): frozenset,
-    ("builtins", "bytes"): bytes,
-    ("__builtin__", "bytes"): bytes,
 }
+_STAND_INS.update({(module, kind.__name__): _from_list(kind) for module in ("builtins", "__builtin__")
+                   for kind in (bytes, set, frozenset)})
 
 
 def _finished(value, seen):
@@ -156,7 +172,8 @@ def _finished(value, seen):
             raise _Refused("it holds an array without content")
         result = value.value
         if result.dtype.hasobject:
-            result.flat[:] = [_finished(item, seen) for item in result.flat]
+            for i, item in enumerate(result.flat):  # one at a time: a list of arrays would be spread out
+                result.flat[i] = _finished(item, seen)
     elif isinstance(value, dict):
         result = {_finished(k, seen): _finished(v, seen) for k, v in value.items()}
     elif isinstance(value, (list, tuple)):

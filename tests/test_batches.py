@@ -71,6 +71,14 @@ def test_a_limb_is_as_thick_as_the_size_says(size):
     assert not figure[..., 1:].any()
 
 
+def test_a_torso_that_is_not_convex_is_filled_as_it_is():
+    joints = standing(lhip=(.5, .45), rhip=(.42, .8))
+    expected = np.zeros((128, 128), np.uint8)
+    corners = np.array([joints[J[name]] * 128 for name in ("lhip", "lshoulder", "rshoulder", "rhip")]).astype(np.int32)
+    cv2.fillPoly(expected, [corners], 255)
+    np.testing.assert_array_equal(batches.stick_figure(joints, 128)[..., 2], expected)
+
+
 def test_right_left_and_torso_have_a_channel_each_and_the_neck_is_dimmer():
     figure = batches.stick_figure(standing(), 128)
     assert figure[int(.65 * 128), int(.41 * 128), 0] == 255 and figure[int(.65 * 128), int(.59 * 128), 1] == 255
@@ -189,7 +197,10 @@ def test_images_that_are_none_are_named(tmp_path, damage):
 def test_joints_are_looked_up_by_name(tmp_path):
     order = ["extra"] + list(JOINTS)[::-1]
     joints = np.stack([np.concatenate([[[.9, .9]], standing("lwrist")[::-1]])] * 4)
-    for given in (joints, list(joints), joints.tolist()):
+    objects = np.empty(4, object)
+    for i in range(4):
+        objects[i] = joints[i]
+    for given in (joints, list(joints), joints.tolist(), objects):
         index = Index(make_index(tmp_path, joint_order=order, joints=given))
         np.testing.assert_array_equal(index.joints[0], standing("lwrist"))
     assert index.image_path(1) == str(tmp_path / "images/1.png")
@@ -211,6 +222,12 @@ def test_only_people_with_both_hips_and_shoulders_are_used(tmp_path):
     (dict(joints=[standing()[:-1]] * 4), r"joints\[0\]: expected shape \(15, 2\), found \(14, 2\)"),
     (dict(joints=[standing(), standing() * np.nan] * 2), r"joints\[1\]: expected finite"),
     (dict(joints=[standing(), [["a", "b"]] * 15] * 2), r"joints\[1\]: expected numbers"),
+    (dict(joints=[standing(), standing()[:-1]] * 2), r"joints\[1\]: expected shape \(15, 2\), found \(14, 2\)"),
+    (dict(joints=[standing() * 1e300] * 4), r"joints\[0\]: expected finite"),
+    (dict(joints=[standing() * 256] * 4), "joints: expected shares of width and height.*as of pixels"),
+    (dict(imgs=["a", ["b", "c"], "d", "e"]), r"imgs\[1\]: expected a path, found \['b', 'c'\]"),
+    (dict(imgs=[np.zeros((50, 50))] * 4), r"imgs\[0\]: expected a path, found array"),
+    (dict(train=np.zeros((4, 40))), r"train\[0\]: expected true or false, found array"),
     (dict(joints=5), "joints: expected a list, found int"), (dict(train="yes"), "train: expected a list, found str"),
     (dict(train=[True, 2, False, None]), r"train\[1\]: expected true or false, found 2"),
     (dict(imgs=["a", 3, "", "b"]), r"imgs\[1\]: expected a path, found 3"),

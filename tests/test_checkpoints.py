@@ -133,6 +133,23 @@ def test_a_damaged_checkpoint_gives_one_line(tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_a_checkpoint_without_its_data_gives_one_line(tmp_path, graph, damage):
+    (tmp_path / "checkpoints").mkdir()
+    prefix = save_variable(tmp_path, 10, "global_step", ())
+    data = tmp_path / "checkpoints" / "model.ckpt-10.data-00000-of-00001"
+    if damage == "missing":
+        data.unlink()
+    else:
+        data.write_bytes(b"")
+    with pytest.raises(UserError, match="cannot be read as a checkpoint") as error:
+        Checkpoint(prefix).step()
+    assert "\n" not in str(error.value)
+    saver = CheckpointSaver([tf.get_variable("global_step", ())])
+    with tf.Session() as session, pytest.raises(UserError, match="cannot be read as a checkpoint"):
+        saver.restore(session, Checkpoint(prefix))
+
+
 def test_the_newest_five_are_kept(tmp_path, graph):
     variable = tf.get_variable("a", ())
     saver = CheckpointSaver([variable])

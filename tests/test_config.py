@@ -66,6 +66,7 @@ def test_a_missing_key_is_named(small_config, key):
     (dict(bottleneck_factor=4), "bottleneck_factor: 4: expected at most 3 for spatial_size 16"),
     (dict(n_filters=16), "n_filters: 16: expected at most max_filters, 8"),
     (dict(lr="fast"), "lr: fast: expected a positive number"), (dict(lr=0), "lr: 0"), (dict(lr=float("nan")), "lr: nan"),
+    (dict(lr=10**400), "lr: 10000"), (dict(feature_weights=[10**400, 1]), "feature_weights"),
     (dict(drop_prob=1.0), "drop_prob: 1.0: expected a number from 0"), (dict(seed=-1), "seed: -1"),
     (dict(kl_weight_end=0), "kl_weight_end: 0: expected a number, 1e-6 or more"),
     (dict(feature_weights=[1.0]), "feature_weights: .*expected as many as feature_layers, 2, found 1"),
@@ -90,7 +91,8 @@ def test_every_fault_is_named_with_its_value_and_what_was_expected(small_config,
     (b"a: [1", "is not YAML"), (b"- a\n- b", "expected a mapping of keys to values, found list"),
     (b"", "expected a mapping of keys to values, found nothing"), (b"text", "found str"), (b"\xff\xfe\x00", "config.yaml"),
     (b"!!python/object/apply:os.system ['true']", "is not YAML"), (b"batch_size: 1\nbatch_size: 2", "stands there twice"),
-    (b"[" * 5000, "cannot be read|is not YAML"), (b"? [a]\n: 1", "is not YAML|unknown key")])
+    (b"[" * 5000, "is not YAML"), (b"? [a]\n: 1", "is not YAML|unknown key"), (b"lr: !!map [1, 2]", "is not YAML"),
+    (b"lr: !!int ''", "is not YAML"), (b"lr: !!bool x", "is not YAML"), (b"lr: !!timestamp x", "is not YAML")])
 def test_files_that_are_no_config(tmp_path, content, message):
     path = tmp_path / "config.yaml"
     path.write_bytes(content)

@@ -177,6 +177,23 @@ def test_a_server_that_is_away_is_named_with_other_ways_to_get_data(repository, 
     assert "VUNET_DATA_URL" in result.stderr and "Your own data" in result.stderr and "make train" in result.stderr
 
 
+def test_the_data_may_move_into_the_repository_after_a_link_to_elsewhere(repository, server):
+    assert run(repository, server, "market", "elsewhere").returncode == 0
+    assert run(repository, server, "market", "data").returncode == 0
+    assert_ready(repository)
+    shutil.rmtree(str(repository / "elsewhere"))  # now the link leads nowhere
+    assert run(repository, server, "market", "data").returncode == 0
+    assert_ready(repository)
+
+
+def test_a_refused_archive_does_not_block_a_good_one(repository, server):
+    server.content = archive({"market/index.p": b"an index", "../evil": b"x"})
+    assert run(repository, server, "market", "data").returncode == 1
+    server.content = WHOLE
+    assert run(repository, server, "market", "data").returncode == 0
+    assert_ready(repository)
+
+
 def test_what_stands_in_the_way_is_not_removed(repository, server):
     (repository / "data" / "market").mkdir(parents=True)
     (repository / "data" / "market" / "mine").write_text("precious")
@@ -189,4 +206,5 @@ def test_what_stands_in_the_way_is_not_removed(repository, server):
 @pytest.mark.parametrize("arguments", [(), ("market",), ("mnist", "data"), ("market", "data", "more"), ("market", "")])
 def test_bad_arguments(repository, server, arguments):
     result = run(repository, server, *arguments)
-    assert result.returncode == 2 and result.stderr.startswith("error: ") and "expected coco" in result.stderr or "usage" in result.stderr
+    assert result.returncode == 2 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert "expected coco" in result.stderr or "usage" in result.stderr

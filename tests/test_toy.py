@@ -52,6 +52,14 @@ def test_poses_vary_as_the_readme_says():
     np.testing.assert_array_equal((right < left)[seen], ~behind[seen])  # facing us, the right is on the image's left
 
 
+def test_only_the_whole_index_in_order_is_the_toys(toy):
+    index = Index(str(toy / "index.p"))
+    assert make_toy.is_toy(index.joints, index.extra)
+    assert not make_toy.is_toy(index.joints[::-1], index.extra)
+    for other in ({}, {"toy_seed": 1}, {"toy_seed": 2, "person": index.extra["person"]}, {"toy_seed": 1, "person": [1]}):
+        assert not make_toy.is_toy(index.joints, other)
+
+
 def test_people_wear_different_things():
     people = [make_toy.make_person(0, i) for i in range(500)]
     assert len({person.hair for person in people}) == 5 and len({person.skin for person in people}) == 3

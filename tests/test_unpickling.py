@@ -4,12 +4,15 @@ import collections
 import os
 import pickle
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
 import pytest
 
 from errors import UserError
+import unpickling
 from unpickling import load_plain
 
 DATA = {"joint_order": ["a", "b"], "imgs": ["x.png", "\u00e9.png"], "train": [True, np.bool_(False)],
@@ -103,23 +106,44 @@ def test_what_is_no_pickle_gives_one_line(tmp_path, content):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("content", [
-    b"\x80\x04B" + struct.pack("<I", 2**31 - 1) + b"x.", b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"x.",
-    b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b"x.", b"\x80\x02Nr" + struct.pack("<I", 2**31 - 1) + b".",
-    pickle.dumps(np.zeros((2, 3)), 2).replace(b"K\x02K\x03\x86", b"J\xff\xff\xff\x7fJ\xff\xff\xff\x7f\x86")])
-def test_claims_of_memory_are_not_believed(tmp_path, content):
-    import resource
-    limits = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (24 * 2**30, limits[1]))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    try:
-        try:
-            load_plain(write(tmp_path, content))
-        except UserError as error:
-            assert "\n" not in str(error)
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, limits)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200000  # kB
+BOMBS = {
+    "bytes": b"\x80\x04B" + struct.pack("<I", 2**31 - 1) + b"x.",
+    "long bytes": b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"x.",
+    "bytearray": b"\x80\x05\x96" + struct.pack("<Q", 2**32) + b"x.",
+    "memo": b"\x80\x02Nr" + struct.pack("<I", 2**31 - 1) + b".",
+    "called bytes": b"\x80\x02cbuiltins\nbytes\nJ\xff\xff\xff\x7f\x85R.",
+    "array": pickle.dumps(np.zeros((2, 3)), 2).replace(b"K\x02K\x03\x86", b"J\xff\xff\xff\x7fJ\xff\xff\xff\x7f\x86"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(BOMBS))
+def test_claims_of_memory_are_not_believed(tmp_path, name):
+    """In a process of its own, whose memory ends 300 MB above what it needs anyway."""
+    script = ("import resource, sys; sys.path.insert(0, %r); import unpickling, errors; import numpy\n"
+              "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+              "resource.setrlimit(resource.RLIMIT_AS, (used + 300 * 2**20,) * 2)\n"
+              "try: unpickling.load_plain(sys.argv[1]); print('loaded')\n"
+              "except errors.UserError as error: print(error)\n" % os.path.dirname(unpickling.__file__))
+    done = subprocess.run([sys.executable, "-c", script, write(tmp_path, BOMBS[name])], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, universal_newlines=True, timeout=60)
+    assert done.returncode == 0 and done.stdout.count("\n") == 1, done.stderr
+    assert "more memory" not in done.stdout  # it was not even tried
+
+
+def test_an_array_of_arrays_keeps_them_apart(tmp_path):
+    array = np.empty(2, object)
+    array[0], array[1] = np.eye(2), ["a", "b"]
+    loaded = load_plain(write(tmp_path, pickle.dumps({"joints": array})))["joints"]
+    np.testing.assert_array_equal(loaded[0], np.eye(2))
+    assert loaded.shape == (2,) and loaded[1] == ["a", "b"]
+
+
+def test_functions_cannot_be_changed(tmp_path):
+    content = b"\x80\x02cnumpy.core.multiarray\nscalar\n}X\x04\x00\x00\x00nameK\x01sb."
+    with pytest.raises(UserError, match="it changes a function"):
+        load_plain(write(tmp_path, content))
+    with pytest.raises(UserError, match="empty scalar"):
+        load_plain(write(tmp_path, b"\x80\x02cnumpy.core.multiarray\nscalar\nN\x85R."))
 
 
 def test_arrays_of_raw_pointers_are_refused(tmp_path):

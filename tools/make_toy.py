@@ -24,8 +24,8 @@ BACKGROUND = (232, 232, 228)
 EYES = (40, 40, 40)
 SHOES = (50, 45, 45)
 
-CLOTHES = ((215, 35, 40), (30, 90, 210), (25, 150, 60), (245, 200, 30), (130, 50, 170), (240, 120, 20), (35, 35, 40),
-           (20, 170, 190))
+CLOTHES = ((225, 20, 35), (20, 60, 225), (0, 140, 50), (255, 215, 0), (140, 30, 180), (250, 120, 0), (20, 20, 25),
+           (0, 180, 205))
 HAIR = ((25, 20, 20), (110, 65, 30), (235, 200, 90), (190, 70, 25), (150, 150, 150))
 SKIN = ((250, 215, 185), (205, 150, 110), (120, 75, 50))
 
@@ -51,7 +51,7 @@ def make_person(seed, number):
     shirt, second, trousers = (CLOTHES[i] for i in random.permutation(len(CLOTHES))[:3])
     return Person(hair=HAIR[random.randint(len(HAIR))], long_hair=bool(random.rand() < 0.4),
                   skin=SKIN[random.randint(len(SKIN))], shirt=shirt, second_colour=second,
-                  pattern=str(random.choice(["plain", "stripes", "halves"], p=[0.5, 0.3, 0.2])),
+                  pattern=str(random.choice(["plain", "stripes", "halves"], p=[0.5, 0.25, 0.25])),
                   sleeves=str(random.choice(["none", "short", "long"], p=[0.2, 0.4, 0.4])),
                   trousers=trousers, shorts=bool(random.rand() < 0.3))
 
@@ -130,7 +130,7 @@ def draw(person, pose):
 
 def _draw_arm(canvas, person, points, side):
     shoulder, elbow, wrist = (points[side + name] for name in ("shoulder", "elbow", "wrist"))
-    width = 0.08 * len(canvas)
+    width = 0.085 * len(canvas)
     short_sleeve_end = shoulder + 0.7 * (elbow - shoulder)
     _draw_limb(canvas, [shoulder, elbow, wrist], width, person.skin)
     if person.sleeves == "long":
@@ -141,7 +141,7 @@ def _draw_arm(canvas, person, points, side):
 
 def _draw_leg(canvas, person, points, side):
     hip, knee, ankle = (points[side + name] for name in ("hip", "knee", "ankle"))
-    width = 0.11 * len(canvas)
+    width = 0.115 * len(canvas)
     _draw_limb(canvas, [hip, knee, ankle], width, person.skin if person.shorts else person.trousers)
     if person.shorts:
         _draw_limb(canvas, [hip, hip + 0.8 * (knee - hip)], 1.1 * width, person.trousers, outline=False)
@@ -149,7 +149,7 @@ def _draw_leg(canvas, person, points, side):
 
 
 def _draw_limb(canvas, joints, width, colour, outline=True):
-    layers = [(1.2 * width, _darker(colour))] if outline else []
+    layers = [(1.15 * width, _darker(colour))] if outline else []
     for thickness, shade in layers + [(width, colour)]:
         for a, b in zip(joints, joints[1:]):
             cv2.line(canvas, _pixel(a), _pixel(b), shade + (255,), int(round(thickness)))
@@ -159,13 +159,13 @@ def _draw_torso(canvas, person, points):
     lshoulder, rshoulder, lhip, rhip = (points[name] for name in ("lshoulder", "rshoulder", "lhip", "rhip"))
     # A little wider than the joints, which lie inside of the body.
     shoulders = _widened(lshoulder, rshoulder, 1.2)
-    hips = _widened(lhip, rhip, 1.45)
+    hips = _widened(lhip, rhip, 1.5)
     top = 0.04 * (shoulders.mean(axis=0) - hips.mean(axis=0))
     shoulders = shoulders + top
     _fill(canvas, [shoulders[0], shoulders[1], hips[1], hips[0]], person.shirt)
     if person.pattern == "stripes":
-        for i in range(3):
-            _fill_band(canvas, shoulders, hips, (2 * i + 1) / 6.5, (2 * i + 2) / 6.5, person.second_colour)
+        for begin in (0.2, 0.6):
+            _fill_band(canvas, shoulders, hips, begin, begin + 0.2, person.second_colour)
     elif person.pattern == "halves":
         _fill_band(canvas, shoulders, hips, 0.5, 1.0, person.second_colour)
     _fill_band(canvas, shoulders, hips, 0.92, 1.12, person.trousers)
@@ -254,6 +254,14 @@ def index_joints(pose):
 
 
 # ------------------------------------------------------------------------------------------ the truth of transfers
+
+def is_toy(joints, extra):
+    """Whether an index (joints (N, 15, 2) in the order of JOINTS; its other keys) is the toy's, whole and in order."""
+    seed, people = extra.get("toy_seed"), extra.get("person")
+    if not isinstance(seed, int) or seed < 0 or not isinstance(people, list) or len(people) != len(joints):
+        return False
+    return all(np.array_equal(joints[i], index_joints(make_pose(seed, i))) for i in {0, len(joints) // 2, len(joints) - 1})
+
 
 def transfer_error(render, people, usable, seed, n=200, n_mean=32):
     """Mean absolute error of transfers in [-1, 1], over the pixels of the person in the true drawing.
