@@ -51,7 +51,7 @@ def make_person(seed, number):
     shirt, second, trousers = (CLOTHES[i] for i in random.permutation(len(CLOTHES))[:3])
     return Person(hair=HAIR[random.randint(len(HAIR))], long_hair=bool(random.rand() < 0.4),
                   skin=SKIN[random.randint(len(SKIN))], shirt=shirt, second_colour=second,
-                  pattern=str(random.choice(["plain", "stripes", "halves"], p=[0.5, 0.25, 0.25])),
+                  pattern=str(random.choice(["plain", "stripes", "halves"], p=[0.55, 0.2, 0.25])),
                   sleeves=str(random.choice(["none", "short", "long"], p=[0.2, 0.4, 0.4])),
                   trousers=trousers, shorts=bool(random.rand() < 0.3))
 
@@ -59,8 +59,8 @@ def make_person(seed, number):
 def make_pose(seed, number):
     """Pose of this number, the same for the same seed."""
     random = np.random.RandomState([seed, 1, number])
-    from_behind = bool(random.rand() < 0.2)
-    height = random.uniform(0.8, 0.92)  # of the picture
+    from_behind = bool(random.rand() < 0.15)
+    height = random.uniform(0.84, 0.94)  # of the picture
     turn = random.uniform(0.6, 1.0)  # how broad the shoulders look
     lean = random.uniform(-0.15, 0.15)
     hip = np.array([0.5 + random.uniform(-0.06, 0.06), 0.54 + random.uniform(-0.02, 0.03)])
@@ -130,7 +130,7 @@ def draw(person, pose):
 
 def _draw_arm(canvas, person, points, side):
     shoulder, elbow, wrist = (points[side + name] for name in ("shoulder", "elbow", "wrist"))
-    width = 0.085 * len(canvas)
+    width = 0.092 * len(canvas)
     short_sleeve_end = shoulder + 0.7 * (elbow - shoulder)
     _draw_limb(canvas, [shoulder, elbow, wrist], width, person.skin)
     if person.sleeves == "long":
@@ -141,11 +141,11 @@ def _draw_arm(canvas, person, points, side):
 
 def _draw_leg(canvas, person, points, side):
     hip, knee, ankle = (points[side + name] for name in ("hip", "knee", "ankle"))
-    width = 0.115 * len(canvas)
+    width = 0.125 * len(canvas)
     _draw_limb(canvas, [hip, knee, ankle], width, person.skin if person.shorts else person.trousers)
     if person.shorts:
         _draw_limb(canvas, [hip, hip + 0.8 * (knee - hip)], 1.1 * width, person.trousers, outline=False)
-    cv2.circle(canvas, _pixel(ankle), int(0.06 * len(canvas)), SHOES + (255,), -1)
+    cv2.circle(canvas, _pixel(ankle), int(0.065 * len(canvas)), SHOES + (255,), -1)
 
 
 def _draw_limb(canvas, joints, width, colour, outline=True):
