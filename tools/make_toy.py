@@ -131,7 +131,7 @@ def draw(person, pose):
 def _draw_arm(canvas, person, points, side):
     shoulder, elbow, wrist = (points[side + name] for name in ("shoulder", "elbow", "wrist"))
     width = 0.092 * len(canvas)
-    short_sleeve_end = shoulder + 0.7 * (elbow - shoulder)
+    short_sleeve_end = shoulder + 0.6 * (elbow - shoulder)
     _draw_limb(canvas, [shoulder, elbow, wrist], width, person.skin)
     if person.sleeves == "long":
         _draw_limb(canvas, [shoulder, elbow, elbow + 0.85 * (wrist - elbow)], 1.15 * width, person.shirt, outline=False)
@@ -144,7 +144,8 @@ def _draw_leg(canvas, person, points, side):
     width = 0.125 * len(canvas)
     _draw_limb(canvas, [hip, knee, ankle], width, person.skin if person.shorts else person.trousers)
     if person.shorts:
-        _draw_limb(canvas, [hip, hip + 0.8 * (knee - hip)], 1.1 * width, person.trousers, outline=False)
+        # Short enough for skin to show on the thighs: there are no crops of the lower legs.
+        _draw_limb(canvas, [hip, hip + 0.5 * (knee - hip)], 1.1 * width, person.trousers, outline=False)
     cv2.circle(canvas, _pixel(ankle), int(0.065 * len(canvas)), SHOES + (255,), -1)
 
 
