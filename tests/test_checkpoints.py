@@ -9,7 +9,6 @@ import tensorflow.compat.v1 as tf
 from batches import Examples
 from checkpoints import Checkpoint, CheckpointSaver, find_checkpoint
 from config import load_config
-from deeploss import load_weights
 from errors import UserError
 from graphs import Renderer, TrainingGraph, make_network, placeholders
 
