@@ -3,7 +3,7 @@
     index = Index("data/market/index.p")
     load = Loader(index, spatial_size=128, box_factor=1)
     dataset = pipeline(load, BatchOrder(index.usable("train"), batch_size=16, seed=0))   # tf.data, uint8
-    examples = to_float(dataset.make_initializable_iterator().get_next())                # float32, in [-1, 1]
+    examples = to_float(tf.data.make_initializable_iterator(dataset).get_next())         # float32, in [-1, 1]
 
 Pictures and crops travel as uint8, a quarter of the bytes, and become float32 in the graph.
 """

@@ -45,7 +45,7 @@ class Checkpoint(object):
             self._reader = tf.train.NewCheckpointReader(prefix)
             self.shapes = self._reader.get_variable_to_shape_map()
         except _READ_ERRORS as error:
-            raise self._unreadable(error)
+            raise self.unreadable(error)
 
     def step(self):
         """The number of training steps behind the checkpoint."""
@@ -54,15 +54,7 @@ class Checkpoint(object):
         try:
             return int(self._reader.get_tensor("global_step"))
         except _READ_ERRORS as error:
-            raise self._unreadable(error)
-
-    def restore(self, session, saver, variables):
-        """Puts the checkpoint's values into the session."""
-        self.check_fits(variables)
-        try:
-            saver.restore(session, self.prefix)
-        except _READ_ERRORS as error:
-            raise self._unreadable(error)
+            raise self.unreadable(error)
 
     def check_fits(self, variables):
         """Raises UserError, naming the first variable that the checkpoint lacks or holds in another shape."""
@@ -75,7 +67,8 @@ class Checkpoint(object):
                 raise UserError("%s: is of another config: variable %s has shape %s there; expected %s"
                                 % (self.prefix, name, self.shapes[name], shape))
 
-    def _unreadable(self, error):
+    def unreadable(self, error):
+        """The UserError that says why the checkpoint cannot be read."""
         return UserError("%s: cannot be read as a checkpoint: %s" % (self.prefix, reason(error)))
 
 
@@ -88,7 +81,11 @@ class CheckpointSaver(object):
 
     def restore(self, session, checkpoint):
         """Puts the values of a Checkpoint into the session. Raises UserError where it does not fit."""
-        checkpoint.restore(session, self._saver, self._variables)
+        checkpoint.check_fits(self._variables)
+        try:
+            self._saver.restore(session, checkpoint.prefix)
+        except _READ_ERRORS as error:
+            raise checkpoint.unreadable(error)
 
     def save(self, session, folder, step):
         """Writes a checkpoint unless it is there, and returns its prefix.
