@@ -1,9 +1,11 @@
-"""From a data index to batches: the index and its rules, stick figures and part crops, the input pipeline.
+"""From a data index to batches: stick figures and part crops, the input pipeline.
 
-    index = Index("data/market/index.p")
+    index = Index("data/market/index.p")                                                 # data_index.py
     load = Loader(index, spatial_size=128, box_factor=1)
     dataset = pipeline(load, BatchOrder(index.usable("train"), batch_size=16, seed=0))   # tf.data, uint8
     examples = to_float(tf.data.make_initializable_iterator(dataset).get_next())         # float32, in [-1, 1]
+
+    python batches.py data/market/index.p      checks an index, lists its faults and draws preview.png
 
 Pictures and crops travel as uint8, a quarter of the bytes, and become float32 in the graph.
 """
@@ -11,19 +13,19 @@ import collections
 import functools
 import multiprocessing.pool
 import os
+import sys
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
-import tensorflow.compat.v1 as tf
 
-from errors import UserError, reason, shown
-from unpickling import load_plain
+from quiet import quiet_stderr
 
-JOINTS = ("rankle", "rknee", "rhip", "rshoulder", "relbow", "rwrist", "reye",
-          "lankle", "lknee", "lhip", "lshoulder", "lelbow", "lwrist", "leye", "cnose")
-J = {name: i for i, name in enumerate(JOINTS)}
-TORSO = ("lhip", "lshoulder", "rshoulder", "rhip")
+with quiet_stderr():  # TensorFlow greets on stderr while it is imported
+    import tensorflow.compat.v1 as tf
+
+from data_index import J, TORSO, is_visible, load_image
+from errors import UserError
+
 LIMBS = (("ankle", "knee"), ("knee", "hip"), ("hip", "shoulder"), ("shoulder", "elbow"), ("elbow", "wrist"))
 # The crops, in the order of their channels.
 PARTS = ("torso", "head", "left upper arm", "left lower arm", "right upper arm", "right lower arm", "left thigh",
@@ -37,123 +39,6 @@ Examples.__doc__ = """What the networks see of one person, or of a batch (then w
 image (S, S, 3); stick, the stick figure (S, S, 3); parts, the crops (s, s, 24), s = S / 2^box_factor, as uint8 or, from
 `to_float`, as float32 in [-1, 1]; has_part (8,) uint8, 0 for a part that cannot be cut out.
 """
-
-
-# ---------------------------------------------------------------------------------------------- the index
-
-class Index(object):
-    """A data index, checked: images with their joints.
-
-    path: of a pickled dict beside its images (README, "Your own data"). Raises UserError.
-    images: N paths, as in the index. joints: (N, 15, 2) float32 in the order of JOINTS, xy in [0, 1] of width and
-    height, negative where occluded. train: (N,) bool. extra: what else the dict holds, by key.
-    """
-
-    def __init__(self, path):
-        data = read_index(path)
-        faults = index_faults(data)
-        if faults:
-            more = " (and %d more faults)" % (len(faults) - 1) if len(faults) > 1 else ""
-            raise UserError("%s: %s%s" % (path, faults[0], more))
-        self.path = path
-        self.folder = os.path.dirname(os.path.abspath(path))
-        self.images = [str(image) for image in data["imgs"]]
-        self.train = np.asarray(data["train"], bool)
-        columns = [list(data["joint_order"]).index(name) for name in JOINTS]
-        self.joints = np.stack([np.asarray(points, np.float32) for points in data["joints"]])[:, columns]
-        self.extra = {key: data[key] for key in data if key not in ("imgs", "train", "joints", "joint_order")}
-
-    def usable(self, split):
-        """Numbers of the images of a split ("train" or "test") whose hips and shoulders are visible.
-
-        Raises UserError where there is none.
-        """
-        visible = is_visible(self.joints[:, [J[name] for name in TORSO]]).all(axis=1)
-        numbers = np.flatnonzero(visible & (self.train if split == "train" else ~self.train))
-        if not len(numbers):
-            raise UserError("%s: no usable %s image: of %d images %d are for %s, and none of those shows both hips and "
-                            "both shoulders" % (self.path, {"train": "training"}.get(split, split), len(self.train),
-                                                np.sum(self.train == (split == "train")), split))
-        return numbers
-
-    def image_path(self, number):
-        """Path of an image, from the working directory."""
-        return os.path.join(self.folder, self.images[number])
-
-
-def read_index(path):
-    """The dict of an index file, nothing in it trusted. Raises UserError."""
-    if not os.path.isfile(path):
-        raise UserError("data_index: there is no file %s; ./download_data.sh fetches the data sets of the paper, "
-                        "python tools/make_toy.py draws one, and the README says how to make your own" % path)
-    data = load_plain(path)
-    if not isinstance(data, dict):
-        raise UserError("%s: expected a pickled dict with joint_order, imgs, train and joints, found %s"
-                        % (path, type(data).__name__))
-    return data
-
-
-def index_faults(data):
-    """Everything that is wrong with the dict of an index, a list of lines; empty when it obeys the rules."""
-    missing = [key for key in ("joint_order", "imgs", "train", "joints") if key not in data]
-    if missing:
-        return ["there is no key %r" % key for key in missing]
-    faults = _joint_order_faults(data["joint_order"])
-    lengths = {}
-    for key in ("imgs", "train", "joints"):
-        if isinstance(data[key], (list, tuple)) or isinstance(data[key], np.ndarray) and data[key].ndim:
-            lengths[key] = len(data[key])
-        else:
-            faults.append("%s: expected a list, found %s" % (key, type(data[key]).__name__))
-    if len(set(lengths.values())) > 1:
-        faults.append("lists of unequal length: " + ", ".join("%s has %d" % item for item in sorted(lengths.items())))
-    if "imgs" in lengths:
-        faults += ["imgs[%d]: expected a path, found %s" % (i, shown(image)) for i, image in enumerate(data["imgs"])
-                   if not isinstance(image, str) or not image or "\0" in image]
-    if "train" in lengths:
-        faults += ["train[%d]: expected true or false, found %s" % (i, shown(flag)) for i, flag
-                   in enumerate(data["train"])
-                   if not isinstance(flag, (bool, np.bool_, int, np.integer)) or flag not in (0, 1)]
-    if "joints" in lengths and not faults:
-        faults += _joints_faults(data["joints"], len(data["joint_order"]))
-    if not faults and not len(data["imgs"]):
-        faults.append("imgs: the list is empty")
-    return faults
-
-
-def _joint_order_faults(joint_order):
-    if not isinstance(joint_order, (list, tuple, np.ndarray)) or not all(isinstance(j, str) for j in joint_order):
-        return ["joint_order: expected a list of names, found %s" % type(joint_order).__name__]
-    names = list(joint_order)
-    return (["joint_order: there is no joint %r" % name for name in JOINTS if name not in names]
-            + ["joint_order: %r stands there %d times" % (name, names.count(name)) for name in JOINTS
-               if names.count(name) > 1])
-
-
-def _joints_faults(joints, n_joints):
-    faults, largest = [], []
-    for i, points in enumerate(joints):
-        try:
-            points = np.asarray(points, np.float64)
-        except (TypeError, ValueError):
-            faults.append("joints[%d]: expected numbers" % i)
-            continue
-        if points.shape != (n_joints, 2):
-            faults.append("joints[%d]: expected shape (%d, 2), found %s" % (i, n_joints, points.shape))
-        elif not np.abs(points).max() < 1e9:
-            faults.append("joints[%d]: expected finite numbers, found %s" % (i, np.abs(points).max()))
-        else:
-            largest.append(points.max())
-    # Joints a little outside of their picture are common; where most are far outside, the unit is wrong.
-    if largest and np.median(largest) > 2:
-        faults.append("joints: expected shares of width and height, 0 to 1, found numbers around %d, as of pixels"
-                      % np.median(largest))
-    return faults
-
-
-def is_visible(joints):
-    """joints (..., 2) -> (...) bool: a negative coordinate marks an occluded joint."""
-    return np.min(joints, axis=-1) >= 0
 
 
 # ------------------------------------------------------------------------------- stick figures and part crops
@@ -264,28 +149,6 @@ def is_degenerate(corners):
 
 # ---------------------------------------------------------------------------------------------- the pipeline
 
-def load_image(path, size):
-    """The image file as (size, size, 3) uint8 RGB: turned upright, transparency ignored, aspect not kept.
-
-    Bilinear, averaging over areas where it shrinks. Raises UserError where the file is not a whole image.
-    """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return np.asarray(_to_rgb(image).resize((size, size), Image.BILINEAR))
-    except FileNotFoundError:
-        raise UserError("%s: there is no such image" % path)
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        raise UserError("%s: cannot be read as an image: %s" % (path, reason(error)))
-
-
-def _to_rgb(image):
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bit grey, which Pillow would clip rather than scale
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
-    return image.convert("RGB")
-
-
 class Loader(object):
     """load(number) -> Examples (uint8) of one image of the index; called from many threads.
 
@@ -375,3 +238,8 @@ def to_float(examples):
 def cpu_count():
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+if __name__ == "__main__":
+    from tools import check_index
+    sys.exit(check_index.main())

@@ -9,6 +9,9 @@ from deeploss import LAYERS, smallest_picture
 from errors import UserError, reason, shown
 
 
+MAX_LENGTH = 100000
+
+
 class Key(object):
     """What a config key may hold: `kind` says so to the user, `fits` decides, and `default` None means required."""
 
@@ -37,6 +40,7 @@ _COUNT = Key("a whole number, 0 or more", lambda value: _is_integer(value, 0))
 KEYS = {
     # data
     "data_index": Key("a path", lambda value: isinstance(value, str) and bool(value)),
+    "allow_outside_images": Key("true or false", lambda value: isinstance(value, bool), False),
     "batch_size": _positive_integer(),
     "init_batches": _positive_integer(),
     "seed": Key("a whole number from 0 to 2147483647", lambda value: _is_integer(value, 0), 0),
@@ -72,18 +76,21 @@ def load_config(path):
         raise UserError("--config: there is no file %s" % path)
     try:
         with open(path, encoding="utf-8") as file:
-            given = yaml.load(file, Loader=_Loader)
+            text = file.read(MAX_LENGTH + 1)
+        given = yaml.load(text if len(text) <= MAX_LENGTH else "", Loader=_Loader)
     except OSError as error:
         raise UserError("%s: cannot be read: %s" % (path, reason(error)))
     except Exception as error:  # besides its own, PyYAML lets out what Python raises on odd scalars
         raise UserError("%s: is not YAML: %s" % (path, reason(error)))
+    if len(text) > MAX_LENGTH:
+        raise UserError("%s: expected a config, of at most %d characters, found more" % (path, MAX_LENGTH))
     if not isinstance(given, dict):
         raise UserError("%s: expected a mapping of keys to values, found %s"
                         % (path, "nothing" if given is None else type(given).__name__))
     config = {}
     for key in given:
         if key not in KEYS:
-            close = difflib.get_close_matches(str(key), list(KEYS), n=1)
+            close = difflib.get_close_matches(shown(key), list(KEYS), n=1)
             raise UserError("%s: unknown key %s: %s; %s" % (
                 path, shown(key), shown(given[key]),
                 "did you mean %s?" % close[0] if close else "expected one of " + ", ".join(sorted(KEYS))))
@@ -106,7 +113,7 @@ def _check_together(path, config):
     layers = config["feature_layers"]
     for layer in layers:
         if layer not in LAYERS:
-            close = difflib.get_close_matches(str(layer), LAYERS, n=1)
+            close = difflib.get_close_matches(shown(layer), LAYERS, n=1)
             refuse("feature_layers", "layers of VGG19, and %s is none%s" % (
                 shown(layer), "; did you mean %s?" % close[0] if close else ""))
         if config["spatial_size"] < smallest_picture(layer):
@@ -145,7 +152,9 @@ def dump_config(config):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's reading of numbers like 1e-3, and no key twice."""
+    """YAML 1.2's reading of numbers like 1e-3; no key twice; no merging of mappings, which a short file can use to
+    fill the memory.
+    """
 
     def construct_mapping(self, node, deep=False):
         seen = set()
@@ -158,6 +167,7 @@ class _Loader(yaml.SafeLoader):
         return super(_Loader, self).construct_mapping(node, deep)
 
 
-_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.yaml_implicit_resolvers = {k: [(tag, regexp) for tag, regexp in v if tag != "tag:yaml.org,2002:merge"]
+                                   for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))

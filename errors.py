@@ -1,4 +1,5 @@
 """What a user can put right."""
+import reprlib
 
 
 class UserError(Exception):
@@ -10,8 +11,8 @@ class UserError(Exception):
 
 def shown(value):
     """A value of the user's as it stands in a message: on one line, and not long."""
-    text = " ".join((value if isinstance(value, str) else repr(value)).split())
-    return text if len(text) <= 80 else text[:77] + "..."
+    text = value if isinstance(value, str) else _repr(value)
+    return _one_line(text, 80)
 
 
 def reason(error):
@@ -20,4 +21,19 @@ def reason(error):
     if hasattr(error, "node_def"):  # tf.errors.OpError: where the operation was made, what happened, the stack again
         text = text.split("\nNode: ")[-1] if "\nNode: " in text else "\n" + text
         text = text.split("\n")[1]
-    return " ".join(text.split()) or type(error).__name__
+    return _one_line(text, 1000) or type(error).__name__
+
+
+def _one_line(text, length):
+    text = " ".join("".join(c if c.isprintable() or c.isspace() else "?" for c in text[:10 * length]).split())
+    return text if len(text) <= length else text[:length - 3] + "..."
+
+
+def _repr(value):
+    """repr, but of bounded length and in bounded time: values may hold one another many times over."""
+    brief = reprlib.Repr()
+    brief.maxlevel, brief.maxstring, brief.maxother = 3, 80, 80
+    try:
+        return brief.repr(value)
+    except ValueError:  # Python 3.11 and later do not print whole numbers of thousands of digits
+        return type(value).__name__

@@ -22,9 +22,10 @@ with quiet_stderr():  # TensorFlow greets on stderr while it is imported
 import numpy as np
 from tqdm import tqdm
 
-from batches import BatchOrder, Index, Loader, cpu_count, pipeline
+from batches import BatchOrder, Loader, cpu_count, pipeline
 from checkpoints import Checkpoint, CheckpointSaver, find_checkpoint
 from config import load_config
+from data_index import Index
 from deeploss import load_weights
 from errors import UserError, reason
 from graphs import Renderer, TrainingGraph, make_network
@@ -91,7 +92,7 @@ def make_session():
 # ---------------------------------------------------------------------------------------------- training
 
 def train(options, config):
-    index = Index(config["data_index"])
+    index = Index(config["data_index"], config["allow_outside_images"])
     load = Loader(index, config["spatial_size"], config["box_factor"])
     order = BatchOrder(index.usable("train"), config["batch_size"], config["seed"])
     test_order = BatchOrder(index.usable("test"), config["batch_size"], config["seed"])
@@ -264,7 +265,7 @@ def sample(options, config):
 
 def render_batches(options, config, name, draw):
     """Restores a checkpoint and saves draw(session, renderer, batch, i) of batches of the test split."""
-    index = Index(config["data_index"])
+    index = Index(config["data_index"], config["allow_outside_images"])
     load = Loader(index, config["spatial_size"], config["box_factor"])
     order = BatchOrder(index.usable("test"), config["batch_size"], config["seed"])
     checkpoint = Checkpoint(find_checkpoint(options.checkpoint))

@@ -74,9 +74,59 @@ def _load_build(unpickler):
     pickle._Unpickler.load_build(unpickler)
 
 
+def _load_long4(unpickler):
+    """Whole numbers that take minutes to print are no plain data."""
+    length, = struct.unpack("<i", unpickler.read(4))
+    if not 0 <= length < 256:
+        raise _Refused("it holds a whole number of %d bytes" % length)
+    unpickler.append(pickle.decode_long(unpickler.read(length)))
+
+
+def _with_short_line(load):
+    """A number in decimal digits, for which Python needs quadratic time."""
+    def checked(unpickler):
+        readline = unpickler.readline
+        unpickler.readline = lambda: _short(readline())
+        try:
+            load(unpickler)
+        finally:
+            unpickler.readline = readline
+    return checked
+
+
+def _short(line):
+    if len(line) > 800:
+        raise _Refused("it holds a number of %d digits" % len(line))
+    return line
+
+
+def _with_plain_keys(load, keys):
+    """Keys are hashed: of tuples that hold one another many times over, that takes forever."""
+    def checked(unpickler):
+        if any(isinstance(key, (tuple, frozenset)) for key in keys(unpickler.stack)):
+            raise _Refused("it has a tuple or set as a key or in a set")
+        load(unpickler)
+    return checked
+
+
+def _all(stack):
+    return stack
+
+
+def _every_other(stack):
+    return stack[::2]
+
+
 _BYTEARRAY8 = 0x96  # protocol 5, which Python 3.7 does not know
-_PlainUnpickler.dispatch[_BYTEARRAY8] = _load_bytearray
-_PlainUnpickler.dispatch[pickle.BUILD[0]] = _load_build
+_dispatch = _PlainUnpickler.dispatch
+_dispatch[_BYTEARRAY8] = _load_bytearray
+_dispatch[pickle.BUILD[0]] = _load_build
+_dispatch[pickle.LONG4[0]] = _load_long4
+for _code in (pickle.INT, pickle.LONG, pickle.GET, pickle.PUT):
+    _dispatch[_code[0]] = _with_short_line(_dispatch[_code[0]])
+for _code, _keys in ((pickle.SETITEM, lambda stack: stack[-2:-1]), (pickle.SETITEMS, _every_other),
+                     (pickle.DICT, _every_other), (pickle.ADDITEMS, _all), (pickle.FROZENSET, _all)):
+    _dispatch[_code[0]] = _with_plain_keys(_dispatch[_code[0]], _keys)
 
 
 class _Dtype(object):
@@ -122,7 +172,12 @@ def _array(content, dtype, shape, order="C"):
             content = content.encode("latin1")  # Python 2
         # As many values as there are bytes for, whatever the shape claims; reshape refuses a shape that differs.
         flat = np.frombuffer(content, dtype)
-    return flat.reshape(shape, order=order)
+        if dtype.kind == "U" and flat.size and np.frombuffer(content, np.dtype("u4").newbyteorder(dtype.byteorder)).max() > sys.maxunicode:
+            raise _Refused("it holds text of characters that do not exist")
+    array = flat.reshape(shape, order=order)
+    if not array.size and max(array.shape) > 1000:  # zero bytes that take forever to walk through
+        raise _Refused("it holds an empty array of shape %s" % (array.shape,))
+    return array
 
 
 def _array_from_buffer(content, dtype, shape, order):
@@ -147,6 +202,8 @@ def _from_list(kind):
     def make(items=()):
         if not isinstance(items, (list, tuple)):  # bytes(10**9) would claim a gigabyte
             raise _Refused("it calls %s with a %s" % (kind.__name__, type(items).__name__))
+        if any(isinstance(item, (tuple, frozenset)) for item in items):
+            raise _Refused("it has a tuple or set in a set")
         return kind(items)
     return make
 

@@ -1,43 +1,19 @@
 import os
-import pickle
 import threading
 
 import cv2
 import numpy as np
-from PIL import Image
 import pytest
 import tensorflow.compat.v1 as tf
 
 import batches
-from batches import J, JOINTS, BatchOrder, Index, Loader
-from errors import UserError
+from batches import BatchOrder, Loader
+from data_index import J, JOINTS, Index
+from people import make_index, standing
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 GOLDEN = np.load(os.path.join(HERE, "golden", "batches.npz"))
 CASES = [name[len("image/"):] for name in GOLDEN.files if name.startswith("image/")]
-STANDING = {"rankle": (.4, .95), "rknee": (.4, .75), "rhip": (.42, .55), "rshoulder": (.4, .3), "relbow": (.3, .4),
-            "rwrist": (.25, .5), "reye": (.48, .1), "lankle": (.6, .95), "lknee": (.6, .75), "lhip": (.58, .55),
-            "lshoulder": (.6, .3), "lelbow": (.7, .4), "lwrist": (.75, .5), "leye": (.52, .1), "cnose": (.5, .14)}
-
-
-def standing(*missing, **moved):
-    points = dict(STANDING, **moved)
-    points.update((name, (-1, -1)) for name in missing)
-    return np.array([points[name] for name in JOINTS], np.float32)
-
-
-def make_index(folder, n=4, image=None, **changes):
-    """Writes n images and their index; half of them train."""
-    os.makedirs(str(folder / "images"), exist_ok=True)
-    names = ["images/%d.png" % i for i in range(n)]
-    for i, name in enumerate(names):
-        Image.fromarray(np.full((20, 10, 3), 10 * i, np.uint8) if image is None else image).save(str(folder / name))
-    index = dict(joint_order=list(JOINTS), imgs=names, train=[i < n / 2 for i in range(n)], joints=[standing()] * n)
-    index.update(changes)
-    path = str(folder / "index.p")
-    with open(path, "wb") as file:
-        pickle.dump({key: value for key, value in index.items() if value is not None}, file)
-    return path
 
 
 # ------------------------------------------------------------------------------- stick figures and part crops
@@ -137,118 +113,6 @@ def test_missing_parts_are_exactly_grey_in_the_graph(graph):
     np.testing.assert_allclose(found.image[0], image / 127.5 - 1, atol=1e-6)
     assert not found.parts[..., 6:12].any() and found.parts[..., :6].any()
     assert {float(found.stick.min()), float(found.stick.max())} == {-1.0, 1.0}
-
-
-# ---------------------------------------------------------------------------------------------- images
-
-PIXELS = np.random.RandomState(0).randint(0, 256, (30, 20, 3)).astype(np.uint8)
-
-
-@pytest.mark.parametrize("name, image", [
-    ("rgb.png", Image.fromarray(PIXELS)), ("grey.png", Image.fromarray(PIXELS[..., 0])),
-    ("alpha.png", Image.fromarray(np.dstack([PIXELS, PIXELS[..., 0]]))),
-    ("grey_alpha.png", Image.fromarray(PIXELS[..., 0]).convert("LA")),
-    ("palette.png", Image.fromarray(PIXELS).convert("P")), ("bits.png", Image.fromarray(PIXELS[..., 0]).convert("1")),
-    ("rgb.jpg", Image.fromarray(PIXELS)), ("grey.jpg", Image.fromarray(PIXELS[..., 0])),
-    ("cmyk.jpg", Image.fromarray(PIXELS).convert("CMYK"))])
-def test_images_of_every_kind_load(tmp_path, name, image):
-    path = str(tmp_path / name)
-    image.save(path)
-    loaded = batches.load_image(path, 32)
-    assert loaded.shape == (32, 32, 3) and loaded.dtype == np.uint8
-    exact = batches.load_image(path, 20)[:, :, 0].astype(float).mean()
-    assert abs(exact - np.asarray(image.convert("RGB"))[..., 0].mean()) < 6
-
-
-def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
-    values = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
-    for name, array in (("grey.png", values), ("colour.png", np.dstack([values] * 3))):
-        path = str(tmp_path / name)
-        cv2.imwrite(path, array)
-        np.testing.assert_allclose(batches.load_image(path, 64)[..., 1], values / 257.0, atol=1.5)
-
-
-def test_shrinking_averages_over_areas(tmp_path):
-    checkerboard = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
-    path = str(tmp_path / "checkerboard.png")
-    Image.fromarray(checkerboard).save(path)
-    inner = batches.load_image(path, 16)[2:-2, 2:-2]
-    assert inner.min() > 120 and inner.max() < 135
-
-
-@pytest.mark.parametrize("damage", ["missing", "truncated.jpg", "truncated.png", "text", "empty", "folder"])
-def test_images_that_are_none_are_named(tmp_path, damage):
-    path = tmp_path / damage
-    if damage.startswith("truncated"):
-        whole = str(tmp_path / ("whole" + damage[-4:]))
-        Image.fromarray(np.random.RandomState(0).randint(0, 256, (99, 99, 3)).astype(np.uint8)).save(whole)
-        path.write_bytes(open(whole, "rb").read()[:-2000])
-    elif damage == "folder":
-        path.mkdir()
-    elif damage != "missing":
-        path.write_bytes(b"" if damage == "empty" else b"no image")
-    with pytest.raises(UserError) as error:
-        batches.load_image(str(path), 16)
-    assert str(path) in str(error.value) and "\n" not in str(error.value)
-
-
-# ---------------------------------------------------------------------------------------------- the index
-
-def test_joints_are_looked_up_by_name(tmp_path):
-    order = ["extra"] + list(JOINTS)[::-1]
-    joints = np.stack([np.concatenate([[[.9, .9]], standing("lwrist")[::-1]])] * 4)
-    objects = np.empty(4, object)
-    for i in range(4):
-        objects[i] = joints[i]
-    for given in (joints, list(joints), joints.tolist(), objects):
-        index = Index(make_index(tmp_path, joint_order=order, joints=given))
-        np.testing.assert_array_equal(index.joints[0], standing("lwrist"))
-    assert index.image_path(1) == str(tmp_path / "images/1.png")
-
-
-def test_only_people_with_both_hips_and_shoulders_are_used(tmp_path):
-    joints = [standing(), standing("lhip"), standing("cnose", "rknee"), standing("rshoulder"), standing("lshoulder"),
-              standing("rhip"), standing()]
-    index = Index(make_index(tmp_path, n=7, joints=joints, train=[True] * 4 + [False] * 3))
-    assert list(index.usable("train")) == [0, 2] and list(index.usable("test")) == [6]
-
-
-@pytest.mark.parametrize("changes, message", [
-    (dict(joints=None), "there is no key 'joints'"), (dict(imgs=None), "there is no key 'imgs'"),
-    (dict(imgs=["a.png"] * 3), "unequal length: imgs has 3, joints has 4, train has 4"),
-    (dict(joint_order=list(JOINTS)[:-1]), "there is no joint 'cnose'"),
-    (dict(joint_order=list(JOINTS) + ["leye"]), "'leye' stands there 2 times"),
-    (dict(joint_order=7), "joint_order: expected a list of names, found int"),
-    (dict(joints=[standing()[:-1]] * 4), r"joints\[0\]: expected shape \(15, 2\), found \(14, 2\)"),
-    (dict(joints=[standing(), standing() * np.nan] * 2), r"joints\[1\]: expected finite"),
-    (dict(joints=[standing(), [["a", "b"]] * 15] * 2), r"joints\[1\]: expected numbers"),
-    (dict(joints=[standing(), standing()[:-1]] * 2), r"joints\[1\]: expected shape \(15, 2\), found \(14, 2\)"),
-    (dict(joints=[standing() * 1e300] * 4), r"joints\[0\]: expected finite"),
-    (dict(joints=[standing() * 256] * 4), "joints: expected shares of width and height.*as of pixels"),
-    (dict(imgs=["a", ["b", "c"], "d", "e"]), r"imgs\[1\]: expected a path, found \['b', 'c'\]"),
-    (dict(imgs=[np.zeros((50, 50))] * 4), r"imgs\[0\]: expected a path, found array"),
-    (dict(train=np.zeros((4, 40))), r"train\[0\]: expected true or false, found array"),
-    (dict(joints=5), "joints: expected a list, found int"), (dict(train="yes"), "train: expected a list, found str"),
-    (dict(train=[True, 2, False, None]), r"train\[1\]: expected true or false, found 2"),
-    (dict(imgs=["a", 3, "", "b"]), r"imgs\[1\]: expected a path, found 3"),
-    (dict(imgs=[], train=[], joints=[]), "imgs: the list is empty")])
-def test_every_fault_of_an_index_is_named(tmp_path, changes, message):
-    path = make_index(tmp_path, **changes)
-    with pytest.raises(UserError, match=message) as error:
-        Index(path)
-    assert str(error.value).startswith(path) and "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("split, train, name", [("train", [False] * 4, "training"), ("test", [True] * 4, "test")])
-def test_a_split_without_people_is_named(tmp_path, split, train, name):
-    index = Index(make_index(tmp_path, train=train))
-    with pytest.raises(UserError, match="no usable %s image" % name):
-        index.usable(split)
-
-
-def test_a_missing_index_says_how_to_get_data(tmp_path):
-    with pytest.raises(UserError, match="download_data.sh.*make_toy.py"):
-        Index(str(tmp_path / "index.p"))
 
 
 # ---------------------------------------------------------------------------------------------- the pipeline

@@ -12,7 +12,8 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import main
-from batches import BatchOrder, Index
+from batches import BatchOrder
+from data_index import Index
 from checkpoints import CheckpointSaver, find_checkpoint
 from config import load_config
 from errors import UserError

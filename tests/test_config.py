@@ -53,7 +53,7 @@ def test_a_missing_key_is_named(small_config, key):
 
 @pytest.mark.parametrize("changes, message", [
     (dict(batchsize=3), "unknown key batchsize: 3; did you mean batch_size?"),
-    (dict(zzz=3), "unknown key zzz: 3; expected one of batch_size, "),
+    (dict(zzz=3), "unknown key zzz: 3; expected one of allow_outside_images, batch_size, "),
     (dict(batch_size="16"), "batch_size: 16: expected a positive whole number"),
     (dict(batch_size=0), "batch_size: 0: expected a positive"), (dict(batch_size=2.0), "batch_size: 2.0: expected"),
     (dict(batch_size=True), "batch_size: True: expected"), (dict(batch_size=None), "batch_size: None: expected"),

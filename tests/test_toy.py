@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from batches import Index, load_image
+from data_index import Index, load_image
 from tools import make_toy
 
 

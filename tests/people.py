@@ -1,0 +1,32 @@
+"""A person standing upright, and small data sets of such."""
+import os
+import pickle
+
+import numpy as np
+from PIL import Image
+
+from data_index import JOINTS
+
+STANDING = {"rankle": (.4, .95), "rknee": (.4, .75), "rhip": (.42, .55), "rshoulder": (.4, .3), "relbow": (.3, .4),
+            "rwrist": (.25, .5), "reye": (.48, .1), "lankle": (.6, .95), "lknee": (.6, .75), "lhip": (.58, .55),
+            "lshoulder": (.6, .3), "lelbow": (.7, .4), "lwrist": (.75, .5), "leye": (.52, .1), "cnose": (.5, .14)}
+
+
+def standing(*missing, **moved):
+    points = dict(STANDING, **moved)
+    points.update((name, (-1, -1)) for name in missing)
+    return np.array([points[name] for name in JOINTS], np.float32)
+
+
+def make_index(folder, n=4, image=None, **changes):
+    """Writes n images and their index; half of them train."""
+    os.makedirs(str(folder / "images"), exist_ok=True)
+    names = ["images/%d.png" % i for i in range(n)]
+    for i, name in enumerate(names):
+        Image.fromarray(np.full((20, 10, 3), 10 * i % 250, np.uint8) if image is None else image).save(str(folder / name))
+    index = dict(joint_order=list(JOINTS), imgs=names, train=[i < n / 2 for i in range(n)], joints=[standing()] * n)
+    index.update(changes)
+    path = str(folder / "index.p")
+    with open(path, "wb") as file:
+        pickle.dump({key: value for key, value in index.items() if value is not None}, file)
+    return path

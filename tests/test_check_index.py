@@ -1,0 +1,126 @@
+"""python batches.py INDEX."""
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from conftest import ROOT
+from data_index import J, JOINTS
+from people import make_index, standing
+from test_fuzz import images, mutated
+from tools.check_index import main, suspicions
+
+
+def check(path, monkeypatch, folder):
+    monkeypatch.chdir(folder)
+    return main([str(path)])
+
+
+def test_a_good_index_is_described_and_shown(tmp_path, capsys, monkeypatch):
+    picture = np.random.RandomState(0).randint(0, 256, (128, 128, 3)).astype(np.uint8)
+    path = make_index(tmp_path, n=6, image=picture, joints=[standing("lhip")] + [standing("lelbow")] * 5)
+    assert check(path, monkeypatch, tmp_path) == 0
+    out = capsys.readouterr().out
+    for words in ("6 image files; 128 x 128: 6", "train: 3 images, 2 of them usable", "test: 3 images, 3 of them usable",
+                  "lelbow 17 %", "lhip 83 %", "training can start"):
+        assert words in out
+    preview = np.asarray(Image.open(str(tmp_path / "preview.png")))
+    assert preview.shape == (5 * 128, 10 * 128, 3)  # image, stick figure and eight parts of the five who are usable
+    np.testing.assert_array_equal(preview[:128, :128], picture)
+    assert (preview[:128, 4 * 128:6 * 128] == 127).all()  # the left arm
+
+
+def test_every_fault_of_index_and_images_is_listed(tmp_path, capsys, monkeypatch):
+    path = make_index(tmp_path, n=4, train=[True, 2, False, 3])
+    (tmp_path / "images" / "1.png").write_bytes(b"no image")
+    (tmp_path / "images" / "3.png").unlink()
+    assert check(path, monkeypatch, tmp_path) == 2
+    printed = capsys.readouterr()
+    errors = [line for line in printed.err.splitlines() if line.startswith("error: ")]
+    for words in ("train[1]: expected", "train[3]: expected", "1.png: cannot be read", "3.png: there is no such image"):
+        assert sum(words in line for line in errors) == 1
+    assert len(errors) == 4 and "training cannot start: 4 faults" in printed.out
+
+
+def test_splits_without_people_and_broken_images_stop_a_training(tmp_path, capsys, monkeypatch):
+    path = make_index(tmp_path, n=4, train=[True] * 4)
+    (tmp_path / "images" / "2.png").write_bytes(b"")
+    assert check(path, monkeypatch, tmp_path) == 2
+    errors = capsys.readouterr().err
+    assert "no usable test image" in errors and "2.png: cannot be read" in errors
+    assert check(tmp_path / "none.p", monkeypatch, tmp_path) == 2
+    assert "there is no file" in capsys.readouterr().err
+
+
+def mirrored(joints):
+    """Left and right named the wrong way round."""
+    return joints[:, [J[{"r": "l", "l": "r", "c": "c"}[name[0]] + name[1:]] for name in JOINTS]]
+
+
+def people(n=20):
+    """joints of n people who face the camera, each a little elsewhere."""
+    joints = np.stack([standing()] * n)
+    return joints + np.random.RandomState(0).uniform(-0.03, 0.03, (n, 1, 2)).astype(np.float32)
+
+
+@pytest.mark.parametrize("joints, words", [
+    (mirrored(people()), "left and right seem swapped"), (people() / [2, 1], "no joint is in the right half"),
+    (people() / [1, 2], "no joint is in the lower half"), (people() * 1.5, "lie outside of their image"),
+    (np.where(np.arange(15)[:, None] == J["lwrist"], 0, people()), r"are at \(0, 0\)")])
+def test_what_looks_wrong_is_said(joints, words):
+    import re
+    assert any(re.search(words, line) for line in suspicions(joints.astype(np.float32)))
+
+
+def test_swapped_eyes_are_told_from_swapped_people():
+    joints = people()
+    joints[:, [J["reye"], J["leye"]]] = joints[:, [J["leye"], J["reye"]]]
+    assert [line[:20] for line in suspicions(joints)] == ["the eyes seem swappe"]
+
+
+def test_people_as_they_should_be_look_right(toy):
+    assert suspicions(people()) == []
+    from data_index import Index
+    assert suspicions(Index(str(toy / "index.p")).joints) == []
+
+
+def test_images_in_both_splits_are_found_by_content(tmp_path, capsys, monkeypatch):
+    path = make_index(tmp_path, n=4)
+    (tmp_path / "images" / "3.png").write_bytes((tmp_path / "images" / "0.png").read_bytes())
+    assert check(path, monkeypatch, tmp_path) == 0
+    assert "suspicious: 1 images appear in both splits, for example images/0.png and images/3.png" in capsys.readouterr().out
+
+
+def test_as_a_process_damaged_images_give_a_line_each_and_nothing_else(tmp_path):
+    random = np.random.RandomState(5)
+    originals = list(images([("JPEG", {}), ("PNG", {}), ("GIF", {}), ("WEBP", {}), ("BMP", {})]))
+    path = make_index(tmp_path, n=200)
+    for i in range(200):
+        (tmp_path / "images" / ("%d.png" % i)).write_bytes(mutated(random, originals[i % len(originals)]))
+    done = subprocess.run([sys.executable, os.path.join(ROOT, "batches.py"), path], cwd=str(tmp_path), timeout=120,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    lines = [line for line in done.stderr.splitlines() if line and "image/s]" not in line]
+    assert done.returncode == 2 and len(lines) > 50 and all(line.startswith("error: ") for line in lines), done.stderr
+    assert "training cannot start: %d faults" % len(lines) in done.stdout
+
+
+def test_outside_images_are_refused_unless_allowed(tmp_path, capsys, monkeypatch):
+    (tmp_path / "inner").mkdir()
+    make_index(tmp_path)
+    path = make_index(tmp_path / "inner", imgs=["../images/%d.png" % i for i in range(4)])
+    assert check(path, monkeypatch, tmp_path) == 2
+    assert capsys.readouterr().err.count("leaves the folder") == 4
+    assert main([path, "--allow-outside-images"]) == 0
+
+
+def test_a_pickle_that_runs_something_does_not(tmp_path, capsys, monkeypatch):
+    class Runs(object):
+        def __reduce__(self):
+            return os.system, ("touch %s" % (tmp_path / "ran"),)
+    (tmp_path / "index.p").write_bytes(pickle.dumps({"imgs": Runs()}))
+    assert check(tmp_path / "index.p", monkeypatch, tmp_path) == 2
+    assert "refused" in capsys.readouterr().err and not (tmp_path / "ran").exists()

@@ -1,0 +1,169 @@
+import cv2
+import numpy as np
+from PIL import Image
+import pytest
+
+import data_index
+from data_index import JOINTS, Index, index_faults, load_image
+from errors import UserError
+from people import make_index, standing
+
+
+# ---------------------------------------------------------------------------------------------- images
+
+PIXELS = np.random.RandomState(0).randint(0, 256, (30, 20, 3)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("name, image", [
+    ("rgb.png", Image.fromarray(PIXELS)), ("grey.png", Image.fromarray(PIXELS[..., 0])),
+    ("alpha.png", Image.fromarray(np.dstack([PIXELS, PIXELS[..., 0]]))),
+    ("grey_alpha.png", Image.fromarray(PIXELS[..., 0]).convert("LA")),
+    ("palette.png", Image.fromarray(PIXELS).convert("P")), ("bits.png", Image.fromarray(PIXELS[..., 0]).convert("1")),
+    ("rgb.jpg", Image.fromarray(PIXELS)), ("grey.jpg", Image.fromarray(PIXELS[..., 0])),
+    ("cmyk.jpg", Image.fromarray(PIXELS).convert("CMYK"))])
+def test_images_of_every_kind_load(tmp_path, name, image):
+    path = str(tmp_path / name)
+    image.save(path)
+    loaded = load_image(path, 32)
+    assert loaded.shape == (32, 32, 3) and loaded.dtype == np.uint8
+    exact = load_image(path, 20)[:, :, 0].astype(float).mean()
+    assert abs(exact - np.asarray(image.convert("RGB"))[..., 0].mean()) < 6
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
+    values = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    for name, array in (("grey.png", values), ("colour.png", np.dstack([values] * 3))):
+        path = str(tmp_path / name)
+        cv2.imwrite(path, array)
+        np.testing.assert_allclose(load_image(path, 64)[..., 1], values / 257.0, atol=1.5)
+
+
+def test_shrinking_averages_over_areas(tmp_path):
+    checkerboard = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    path = str(tmp_path / "checkerboard.png")
+    Image.fromarray(checkerboard).save(path)
+    inner = load_image(path, 16)[2:-2, 2:-2]
+    assert inner.min() > 120 and inner.max() < 135
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated.jpg", "truncated.png", "text", "empty", "folder"])
+def test_images_that_are_none_are_named(tmp_path, damage):
+    path = tmp_path / damage
+    if damage.startswith("truncated"):
+        whole = str(tmp_path / ("whole" + damage[-4:]))
+        Image.fromarray(np.random.RandomState(0).randint(0, 256, (99, 99, 3)).astype(np.uint8)).save(whole)
+        path.write_bytes(open(whole, "rb").read()[:-2000])
+    elif damage == "folder":
+        path.mkdir()
+    elif damage != "missing":
+        path.write_bytes(b"" if damage == "empty" else b"no image")
+    with pytest.raises(UserError) as error:
+        load_image(str(path), 16)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_images_too_large_to_hold_are_refused(tmp_path, monkeypatch):
+    path = str(tmp_path / "large.png")
+    Image.fromarray(PIXELS).save(path)
+    monkeypatch.setattr(data_index, "MAX_PIXELS", 599)
+    with pytest.raises(UserError, match="at most 599 pixels, found 20 x 30"):
+        load_image(path, 16)
+
+
+def test_files_for_which_a_program_would_be_started_are_refused(tmp_path):
+    path = tmp_path / "postscript.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    with pytest.raises(UserError, match="cannot be read as an image"):
+        load_image(str(path), 16)
+
+
+# ---------------------------------------------------------------------------------------------- the index
+
+def test_joints_are_looked_up_by_name(tmp_path):
+    order = ["extra"] + list(JOINTS)[::-1]
+    joints = np.stack([np.concatenate([[[.9, .9]], standing("lwrist")[::-1]])] * 4)
+    objects = np.empty(4, object)
+    for i in range(4):
+        objects[i] = joints[i]
+    for given in (joints, list(joints), joints.tolist(), objects):
+        index = Index(make_index(tmp_path, joint_order=order, joints=given))
+        np.testing.assert_array_equal(index.joints[0], standing("lwrist"))
+    assert index.image_path(1) == str(tmp_path / "images/1.png")
+
+
+def test_only_people_with_both_hips_and_shoulders_are_used(tmp_path):
+    joints = [standing(), standing("lhip"), standing("cnose", "rknee"), standing("rshoulder"), standing("lshoulder"),
+              standing("rhip"), standing()]
+    index = Index(make_index(tmp_path, n=7, joints=joints, train=[True] * 4 + [False] * 3))
+    assert list(index.usable("train")) == [0, 2] and list(index.usable("test")) == [6]
+
+
+@pytest.mark.parametrize("changes, message", [
+    (dict(joints=None), "there is no key 'joints'"), (dict(imgs=None), "there is no key 'imgs'"),
+    (dict(imgs=["a.png"] * 3), "unequal length: imgs has 3, joints has 4, train has 4"),
+    (dict(joint_order=list(JOINTS)[:-1]), "there is no joint 'cnose'"),
+    (dict(joint_order=list(JOINTS) + ["leye"]), "'leye' stands there 2 times"),
+    (dict(joint_order=7), "joint_order: expected a list of names, found int"),
+    (dict(joints=[standing()[:-1]] * 4), r"joints\[0\]: expected shape \(15, 2\), found \(14, 2\)"),
+    (dict(joints=[standing(), standing() * np.nan] * 2), r"joints\[1\]: expected finite"),
+    (dict(joints=[standing(), [["a", "b"]] * 15] * 2), r"joints\[1\]: expected 15 pairs of numbers"),
+    (dict(joints=[standing(), standing()[:-1]] * 2), r"joints\[1\]: expected shape \(15, 2\), found \(14, 2\)"),
+    (dict(joints=[standing(), standing(leye=(np.inf, 0))] * 2), r"joints\[1\]: expected finite"),
+    (dict(joints=[standing() * 256] * 4), "joints: expected shares of width and height.*as of pixels"),
+    (dict(joints=[standing(), [[.5, .5]] * 14 + [[.5, [.5]]]] * 2), r"joints\[1\]: expected 15 pairs of numbers"),
+    (dict(joints=[standing(), [[10**400, 1]] * 15] * 2), r"joints\[1\]: expected 15 pairs of numbers"),
+    (dict(joints=[standing()] * 3 + [standing(lknee=(.5, 180.))]), r"joints\[3\]: expected shares.*found 180"),
+    (dict(imgs=["a.png", "../b.png", "c.png", "d.png"]), r"imgs\[1\]: \.\./b.png leaves the folder.*allow_outside_images"),
+    (dict(imgs=["a.png", "b.png", "images/../../c.png", "d.png"]), r"imgs\[2\]: .* leaves the folder"),
+    (dict(imgs=["a.png", "b.png", "c.png", "/etc/passwd"]), r"imgs\[3\]: /etc/passwd leaves the folder"),
+    (dict(imgs=["a", ["b", "c"], "d", "e"]), r"imgs\[1\]: expected a path, found \['b', 'c'\]"),
+    (dict(imgs=[np.zeros((50, 50))] * 4), r"imgs\[0\]: expected a path, found array"),
+    (dict(train=np.zeros((4, 40))), r"train\[0\]: expected true or false, found array"),
+    (dict(joints=5), "joints: expected a list, found int"), (dict(train="yes"), "train: expected a list, found str"),
+    (dict(train=[True, 2, False, None]), r"train\[1\]: expected true or false, found 2"),
+    (dict(imgs=["a", 3, "", "b"]), r"imgs\[1\]: expected a path, found 3"),
+    (dict(imgs=[], train=[], joints=[]), "imgs: the list is empty")])
+def test_every_fault_of_an_index_is_named(tmp_path, changes, message):
+    path = make_index(tmp_path, **changes)
+    with pytest.raises(UserError, match=message) as error:
+        Index(path)
+    assert str(error.value).startswith(path) and "\n" not in str(error.value)
+
+
+def test_faults_of_every_kind_are_listed_together():
+    faults = index_faults(dict(joint_order=list(JOINTS)[1:] + ["lwrist"], imgs=["../a", 5], train=[True, 7, False],
+                               joints=[standing(), "x"]))
+    for words in ("no joint 'rankle'", "'lwrist' stands there 2 times", "unequal length", "../a leaves", "imgs[1]: expected",
+                  "train[1]: expected", "joints[1]: expected"):
+        assert sum(words in fault for fault in faults) == 1, words
+
+
+def test_images_outside_of_the_folder_are_read_where_allowed(tmp_path):
+    (tmp_path / "inner").mkdir()
+    path = make_index(tmp_path / "inner", imgs=["../%d.png" % i for i in range(4)])
+    Image.fromarray(PIXELS).save(str(tmp_path / "0.png"))
+    index = Index(path, allow_outside=True)
+    assert load_image(index.image_path(0), 16).shape == (16, 16, 3)
+
+
+def test_values_that_hold_one_another_many_times_over_are_refused_in_no_time():
+    bomb = [0.5, 0.5]
+    for _ in range(60):
+        bomb = [bomb, bomb]
+    for changes in (dict(joints=[bomb] * 2), dict(joints=[[bomb] * 15] * 2), dict(joints=bomb), dict(imgs=[bomb] * 2),
+                    dict(train=[bomb] * 2), dict(joint_order=[bomb] * 15), dict(joint_order=bomb)):
+        data = dict(dict(joint_order=list(JOINTS), imgs=["a", "b"], train=[True, False], joints=[standing()] * 2), **changes)
+        faults = index_faults(data)
+        assert faults and all(len(fault) < 200 for fault in faults)
+
+
+@pytest.mark.parametrize("split, train, name", [("train", [False] * 4, "training"), ("test", [True] * 4, "test")])
+def test_a_split_without_people_is_named(tmp_path, split, train, name):
+    index = Index(make_index(tmp_path, train=train))
+    with pytest.raises(UserError, match="no usable %s image" % name):
+        index.usable(split)
+
+
+def test_a_missing_index_says_how_to_get_data(tmp_path):
+    with pytest.raises(UserError, match="download_data.sh.*make_toy.py"):
+        Index(str(tmp_path / "index.p"))

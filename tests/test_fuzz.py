@@ -1,0 +1,164 @@
+"""Damaged indexes, configs and images, 12,000 of them: each loads or is refused with one line, soon and in little memory."""
+import io
+import pickle
+import resource
+import sys
+import time
+
+import numpy as np
+from PIL import Image
+import pytest
+import yaml
+
+import batches
+from config import load_config
+from conftest import SMALL
+from data_index import JOINTS, Index, load_image
+from errors import UserError
+from people import standing
+from tools.check_index import suspicions
+
+SLOWEST = 5.0  # seconds, on a machine with other work to do
+MOST_MEMORY = 1200  # MB more than before; an image may claim 89 million pixels
+
+
+def mutated(random, content):
+    """bytes -> bytes with some of them changed, cut out, doubled, or moved elsewhere."""
+    content = bytearray(content)
+    for _ in range(random.randint(1, 5)):
+        start, other = random.randint(len(content) + 1, size=2)
+        length = min(random.geometric(0.1), len(content))
+        kind = random.randint(6)
+        if kind == 0:
+            content[start:start + length] = b""
+        elif kind == 1:
+            content[start:start] = content[other:other + length]
+        elif kind == 2:
+            content[start:start + length] = random.bytes(length)
+        elif kind == 3:
+            content[start:start + 4] = [b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f"][random.randint(4)]
+        elif kind == 4:
+            del content[start:]
+        elif content:
+            content[start % len(content)] ^= 1 << random.randint(8)
+        content = content or bytearray(b"x")
+    return bytes(content)
+
+
+def assert_all_answered(originals, n, path, load, seed):
+    """load(path) of n mutations of the originals returns or raises UserError with one line."""
+    random = np.random.RandomState(seed)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    answered = {"loaded": 0, "refused": 0}
+    for i in range(n):
+        path.write_bytes(mutated(random, originals[i % len(originals)]))
+        start = time.time()
+        try:
+            load(str(path))
+            answered["loaded"] += 1
+        except UserError as error:
+            answered["refused"] += 1
+            assert "\n" not in str(error) and 10 < len(str(error)) < 1500
+        assert time.time() - start < SLOWEST, "mutation %d" % i
+    # In kB, but in bytes on macOS.
+    used = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / (2**20 if sys.platform == "darwin" else 2**10)
+    assert used < MOST_MEMORY
+    assert min(answered.values()) > n // 200, answered  # the mutations are neither harmless nor hopeless
+
+
+def index_pickles():
+    joints = [standing("lelbow"), standing(), standing("cnose")]
+    lists = dict(joint_order=list(JOINTS), imgs=["a.png", "b.png", "c.png"], train=[True, False, True], joints=joints)
+    arrays = dict(lists, joints=np.stack(joints), train=np.array(lists["train"]), imgs=np.array(lists["imgs"]))
+    plain = dict(lists, joints=[array.tolist() for array in joints])
+    return [pickle.dumps(data, protocol) for data in (lists, arrays, plain)
+            for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
+
+
+def use_index(path):
+    index = Index(path)
+    suspicions(index.joints)
+    image = np.zeros((32, 32, 3), np.uint8)
+    for joints in index.joints[:3]:
+        batches.stick_figure(joints, 32)
+        batches.part_crops(image, joints, 1)
+
+
+def test_indexes(tmp_path):
+    assert_all_answered(index_pickles(), 5000, tmp_path / "index.p", use_index, seed=0)
+
+
+def test_configs(tmp_path):
+    config = dict(SMALL, data_index="data/toy/index.p")
+    originals = [yaml.safe_dump(config, default_flow_style=style).encode() for style in (None, False, True)]
+    assert_all_answered(originals, 3500, tmp_path / "config.yaml", load_config, seed=1)
+
+
+def images(formats):
+    picture = Image.fromarray(np.random.RandomState(0).randint(0, 256, (12, 9, 3)).astype(np.uint8))
+    for name, options in formats:
+        file = io.BytesIO()
+        picture.save(file, name, **options)
+        yield file.getvalue()
+
+
+def test_images(tmp_path):
+    formats = [("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("GIF", {}), ("BMP", {}), ("WEBP", {}),
+               ("PPM", {})]
+    assert_all_answered(list(images(formats)), 3500, tmp_path / "image", lambda path: load_image(path, 16), seed=2)
+
+
+YAML_BOMBS = {
+    "references": "a: &a [x, x]\n" + "".join("%s: &%s [*%s, *%s]\n" % (b, b, a, a) for a, b in
+                                            zip("abcdefghijklmnopqrstuvwxy", "bcdefghijklmnopqrstuvwxyz")),
+    "references as a weight": "lr: &a [x, x]\nseed: &b [*a, *a]\n" + "".join(
+        "%s: &%s [*%s, *%s]\n" % (c, c, b, b) for b, c in zip("bcdefghijklmnopqrstuvwxy", "cdefghijklmnopqrstuvwxyz")),
+    "merges": "a: &a {x: 1}\n" + "".join("%s: &%s {<<: [*%s, *%s]}\n" % (b, b, a, a) for a, b in
+                                        zip("abcdefghijklmnopqrstuvwxy", "bcdefghijklmnopqrstuvwxyz")),
+    "depth": "[" * 50000,
+    "digits": "lr: " + "9" * 90000,
+    "length": "lr: " + "9" * 10000000,
+}
+
+
+@pytest.mark.parametrize("name", sorted(YAML_BOMBS))
+def test_configs_that_grow_when_read_are_refused_soon(tmp_path, name):
+    path = tmp_path / "config.yaml"
+    path.write_text(YAML_BOMBS[name])
+    start = time.time()
+    with pytest.raises(UserError) as error:
+        load_config(str(path))
+    assert time.time() - start < SLOWEST and "\n" not in str(error.value) and len(str(error.value)) < 1500
+
+
+def pickled(write):
+    """A pickle of protocol 2 of what write(append) appends as opcodes."""
+    content = [b"\x80\x02"]
+    write(content.append)
+    return b"".join(content) + b"."
+
+
+def nested_tuples(append):
+    append(b"K\x01")
+    for _ in range(60):
+        append(b"2\x86")  # twice the same in a tuple
+
+
+PICKLE_BOMBS = {
+    "a tuple as key": pickled(lambda append: (append(b"}"), nested_tuples(append), append(b"Ns"))),
+    "tuples in a set": pickled(lambda append: (append(b"cbuiltins\nset\n]"), nested_tuples(append), append(b"a\x85R"))),
+    "digits": b"I" + b"9" * 10**7 + b"\n.",
+    "digits of a memo": b"Np" + b"9" * 10**7 + b"\n.",
+    "bits": b"\x80\x02\x8b\x40\x42\x0f\x00" + b"\x7f" * 10**6 + b".",
+    "an endless empty array": pickle.dumps(np.zeros((1, 0), np.float32), 2).replace(b"K\x01K\x00\x86", b"J\xff\xff\xff\x7fK\x00\x86"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(PICKLE_BOMBS))
+def test_pickles_that_take_forever_are_refused_soon(tmp_path, name):
+    path = tmp_path / "index.p"
+    path.write_bytes(PICKLE_BOMBS[name])
+    start = time.time()
+    with pytest.raises(UserError, match="refused, it is no plain data"):
+        Index(str(path))
+    assert time.time() - start < SLOWEST

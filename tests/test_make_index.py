@@ -1,0 +1,355 @@
+"""Data sets from annotations in the formats of the field, which these tests write themselves."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from conftest import ROOT
+from data_index import JOINTS, Index, load_image
+from people import STANDING
+from tools import coco, make_index, openpose, photos
+from tools.index_builder import cut_square, square_around
+from tools.check_index import suspicions
+
+
+def save(path, width, height, pixels=None):
+    os.makedirs(os.path.dirname(str(path)), exist_ok=True)
+    if pixels is None:
+        pixels = np.random.RandomState(0).randint(0, 256, (height, width, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(str(path), quality=95)
+    return path
+
+
+def run(*options):
+    return make_index.main([str(option) for option in options])
+
+
+def point(index, number, name):
+    return index.joints[number, JOINTS.index(name)]
+
+
+# ---------------------------------------------------------------------------------------------- COCO
+
+def coco_person(number, photo, box, labels=2, **changes):
+    """An annotation of somebody standing in box (x, y, width, height); `changes` by joint: (x, y, v)."""
+    keypoints = []
+    for name in coco.JOINTS:
+        x, y = STANDING.get(name, (None, None))
+        known = (0, 0, 0) if x is None else (round(box[0] + x * box[2]), round(box[1] + y * box[3]), labels)
+        keypoints += changes.pop(name, known)
+    return dict(dict(id=number, image_id=photo, bbox=list(box), keypoints=keypoints, num_keypoints=15, iscrowd=0,
+                     category_id=1), **changes)
+
+
+@pytest.fixture
+def coco_files(tmp_path):
+    """Writes photos of 300 x 200 and their annotations; returns the options of make_index."""
+    def write(people, test_people=None, n_photos=3):
+        options = ["coco", "--images", tmp_path / "photos", "--out", tmp_path / "out"]
+        for name, given in (("annotations", people), ("test-annotations", test_people)):
+            if given is not None:
+                ids = range(n_photos) if name == "annotations" else range(n_photos, n_photos + 2)
+                for i in ids:
+                    save(tmp_path / "photos" / ("%d.jpg" % i), 300, 200)
+                path = tmp_path / (name + ".json")
+                path.write_text(json.dumps({"images": [{"id": i, "file_name": "%d.jpg" % i} for i in ids],
+                                            "annotations": given}))
+                options += ["--" + name, path]
+        return options
+    return write
+
+
+def test_coco_people_get_a_crop_each_with_their_joints(coco_files, tmp_path, capsys):
+    box = (100, 20, 80, 160)
+    options = coco_files([coco_person(5, 0, box)], [coco_person(6, 3, box)])
+    assert run(*options) == 0
+    index = Index(str(tmp_path / "out" / "index.p"))
+    assert index.images == ["images/0_5.jpg", "images/3_6.jpg"] and list(index.train) == [True, False]
+    side = round(1.3 * 160)  # larger than the photo's height: above and below, the edges are replicated
+    left, top = 140 - side / 2, -4
+    expected = (np.array([100 + .3 * 80, 20 + .4 * 160]) - (left, top)) / side
+    np.testing.assert_allclose(point(index, 0, "relbow"), expected, atol=0.006)
+    image = load_image(index.image_path(0), 256)
+    assert Image.open(index.image_path(0)).size == (256, 256)
+    photo = np.asarray(Image.open(str(tmp_path / "photos" / "0.jpg")).convert("RGB")).astype(float)
+    around = np.pad(photo, ((4, 4), (0, 0), (0, 0)), mode="edge")[:, int(left):int(left) + side]
+    resized = np.asarray(Image.fromarray(around.astype(np.uint8)).resize((256, 256), Image.BILINEAR))
+    assert np.abs(image.astype(float) - resized).mean() < 8
+    out = capsys.readouterr().out
+    assert "5 images seen, 2 people kept: 1 for training, 1 for tests" in out and "rear 0 %" in out
+
+
+def test_coco_left_and_right_are_the_persons_own(coco_files, tmp_path):
+    assert run(*coco_files([coco_person(5, 0, (100, 20, 80, 160)), coco_person(6, 1, (10, 20, 80, 160))])) == 0
+    index = Index(str(tmp_path / "out" / "index.p"))
+    for number in range(2):  # who faces the camera has the right shoulder on the image's left
+        for right, left in (("rshoulder", "lshoulder"), ("rhip", "lhip"), ("reye", "leye")):
+            assert point(index, number, right)[0] < point(index, number, left)[0]
+
+
+def test_coco_labels_say_what_is_missing(coco_files, tmp_path):
+    changes = dict(lwrist=(110, 30, 1), rwrist=(0, 0, 0), rknee=(400, 100, 2))  # hidden; not labelled; not in the photo
+    options = coco_files([coco_person(5, 0, (100, 20, 80, 160), **changes), coco_person(6, 1, (100, 20, 80, 160))])
+    assert run(*options) == 0
+    index = Index(str(tmp_path / "out" / "index.p"))
+    for name in changes:
+        assert (point(index, index.images.index("images/0_5.jpg"), name) == -1).all()
+    assert run(*(options + ["--keep-hidden", "--overwrite"])) == 0
+    index = Index(str(tmp_path / "out" / "index.p"))
+    assert (point(index, index.images.index("images/0_5.jpg"), "lwrist") >= 0).all()
+
+
+def test_coco_people_who_cannot_be_used_are_counted_and_named(coco_files, tmp_path, capsys):
+    box = (100, 20, 80, 160)
+    people = [coco_person(1, 0, box), coco_person(2, 1, box), coco_person(3, 0, (100, 20, 40, 79)),
+              coco_person(4, 0, box, iscrowd=1), coco_person(5, 0, box, lhip=(0, 0, 0)), coco_person(6, 0, box, labels=1),
+              coco_person(7, 2, box)]
+    options = coco_files(people)
+    (tmp_path / "photos" / "2.jpg").write_bytes(b"no photo")
+    assert run(*options) == 0
+    out = capsys.readouterr().out
+    for reason in ("1 smaller than 80 pixels", "1 crowds", "1 hips or shoulders not seen", "1 without visible joints",
+                   "1 in a photo that cannot be read"):
+        assert reason in out
+    left_out = (tmp_path / "out" / "left_out.txt").read_text()
+    assert left_out.count("\n") == 5 and "0_3.jpg: smaller than 80 pixels" in left_out
+    # Without annotations for tests, a share of the photos is kept for them.
+    index = Index(str(tmp_path / "out" / "index.p"))
+    assert sorted(index.train) == [False, True]
+
+
+def test_squares_are_shifted_into_the_photo_and_otherwise_filled_up():
+    assert square_around([(0, 50), (100, 150)], 300, 200) == (0, 35, 130)
+    assert square_around([(250, 50), (300, 150)], 300, 200) == (170, 35, 130)
+    x, y, side = square_around([(100, 0), (150, 200)], 300, 200)
+    assert (x, side) == (-5, 260) or (side == 260 and y in (-60, -30, 0))
+    image = Image.fromarray(np.arange(200, dtype=np.uint8)[:, None, None].repeat(300, 1).repeat(3, 2))
+    crop = cut_square(image, (0, -30, 260), 260)
+    assert (crop[:30] == 0).all() and (crop[230:] == 199).all() and crop[130, 0, 0] == 100
+
+
+# ---------------------------------------------------------------------------------------------- OpenPose's CSVs
+
+def row(name, width=64, height=128, left=0, **changes):
+    """A line of an annotation CSV: somebody standing, in an image of this size."""
+    points = [(-1, -1) if STANDING.get(joint) is None else
+              (int(STANDING[joint][0] * width) + left, int(STANDING[joint][1] * height)) for joint in openpose.JOINTS]
+    points = [changes.get(joint, xy) for joint, xy in zip(openpose.JOINTS, points)]
+    return "%s: %s: %s" % (name, [y for _, y in points], [x for x, _ in points])
+
+
+@pytest.fixture
+def openpose_files(tmp_path):
+    """Writes CSVs; returns the options of make_index."""
+    def write(train, test, pairs=None):
+        options = ["openpose", "--images", tmp_path / "images", "--out", tmp_path / "out"]
+        for name, lines, header in (("annotations", train, openpose.HEADER), ("test-annotations", test, openpose.HEADER),
+                                    ("pairs", pairs, "from,to")):
+            if lines is not None:
+                path = tmp_path / (name + ".csv")
+                path.write_text("\n".join([header] + lines) + "\n")
+                options += ["--" + name, path]
+        return options
+    return write
+
+
+def test_market_rows_become_people(openpose_files, tmp_path, capsys):
+    for folder, name in (("train", "1.jpg"), ("train", "2.jpg"), ("test", "-1_c1.jpg"), ("test", "lonely.jpg")):
+        save(tmp_path / "images" / folder / name, 64, 128)
+    train = [row("1.jpg", cnose=(0, 0)), row("2.jpg"), row("gone.jpg"), row("1.jpg")]
+    options = openpose_files(train, [row("-1_c1.jpg", lwrist=(-1, -1))], ["1.jpg,2.jpg", "2.jpg,-1_c1.jpg", "1.jpg,gone.jpg"])
+    assert run(*options) == 0
+    index = Index(str(tmp_path / "out" / "index.p"))
+    assert index.images == ["images/1.jpg", "images/2.jpg", "images/-1_c1.jpg"] and list(index.train) == [True, True, False]
+    np.testing.assert_allclose(point(index, 0, "cnose"), (0, 0))  # 0 is a place, -1 is none
+    assert (point(index, 2, "lwrist") == -1).all()
+    np.testing.assert_allclose(point(index, 1, "relbow"), (19 / 64., 51 / 128.))
+    assert point(index, 1, "reye")[0] < point(index, 1, "leye")[0] and point(index, 1, "rhip")[0] < point(index, 1, "lhip")[0]
+    assert not suspicions(np.repeat(index.joints[1:2], 10, axis=0))
+    np.testing.assert_array_equal(index.extra["pairs"], [[0, 1], [1, 2]])
+    with open(index.image_path(0), "rb") as copy:
+        assert copy.read() == (tmp_path / "images" / "train" / "1.jpg").read_bytes()
+    out = capsys.readouterr().out
+    for words in ("1 rows without image", "1 images without row", "1 rows of an image that had one", "pairs: 2 of 3 kept"):
+        assert words in out
+    assert "gone.jpg: rows without image" in (tmp_path / "out" / "left_out.txt").read_text()
+
+
+@pytest.mark.parametrize("path", ["img/WOMEN/Blouses_Shirts/id_00005537/05_4_full.jpg", "fasionWOMENBlouses_Shirtsid0000553705_4full.jpg",
+                                  "fashionWOMENBlousesShirtsid0000553705_4full.png", "a/b/fasionWOMENBlousesShirtsid0000553705_4full.jpg"])
+def test_deepfashions_images_are_found_in_every_spelling(openpose_files, tmp_path, path):
+    for name in (path, path.replace("WOMEN", "MEN"), path.replace("0005537", "0005538")):
+        save(tmp_path / "images" / name, 256, 256)
+    names = ["fasion%sBlousesShirtsid%s05_4full.jpg" % which for which in (("WOMEN", "00005537"), ("MEN", "00005537"))]
+    assert run(*openpose_files([row(names[0], 256, 256)], [row(names[1], 256, 256)])) == 0
+    index = Index(str(tmp_path / "out" / "index.p"))
+    extension = path[-4:]
+    assert index.images == ["images/" + name[:-4] + extension for name in names]
+    for number, source in enumerate((path, path.replace("WOMEN", "MEN"))):
+        with open(index.image_path(number), "rb") as copy:
+            assert copy.read() == (tmp_path / "images" / source).read_bytes()
+
+
+@pytest.mark.parametrize("width, left, elbow", [(64, 0, 19 / 64.), (256, 0, 76 / 256.), (176, 0, 52 / 176.), (176, 40, 52 / 176.)])
+def test_the_frame_of_the_coordinates_is_read_off_the_images(openpose_files, tmp_path, width, left, elbow):
+    height = 128 if width == 64 else 256
+    for name in "ab":
+        save(tmp_path / "images" / (name + ".png"), width, height)
+    assert run(*openpose_files([row("a.png", width, height, left)], [row("b.png", width, height, left)])) == 0
+    index = Index(str(tmp_path / "out" / "index.p"))
+    np.testing.assert_allclose(point(index, 0, "relbow")[0], elbow, atol=1e-6)
+
+
+def test_of_images_of_one_name_those_in_the_folder_of_the_split_are_taken(openpose_files, tmp_path):
+    pixels = {"boxes_by_hand": 10, "train": 200, "query": 90}
+    for folder, value in pixels.items():
+        for name in ("1.png", "2.png")[:1 if folder != "train" else 2]:
+            save(tmp_path / "images" / folder / name, 64, 128, np.full((128, 64, 3), value, np.uint8))
+    save(tmp_path / "images" / "test" / "3.png", 64, 128)
+    assert run(*openpose_files([row("1.png"), row("2.png")], [row("3.png")])) == 0
+    assert load_image(Index(str(tmp_path / "out" / "index.p")).image_path(0), 16)[0, 0, 0] == 200
+
+
+def test_annotations_of_another_size_are_refused(openpose_files, tmp_path, capsys):
+    for i in range(20):
+        save(tmp_path / "images" / ("%d.png" % i), 128, 256)
+    rows = [row("%d.png" % i, 256, 256) for i in range(20)]
+    assert run(*openpose_files(rows, rows[:1])) == 2
+    assert "annotations.csv: joints up to (192, 243) do not fit its images of 128 x 256" in capsys.readouterr().err
+    rows = [row("%d.png" % i, 32, 64) for i in range(20)]
+    assert run(*openpose_files(rows, rows[:1])) == 2
+    assert "expected coordinates in pixels of the images, not of smaller ones" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
+
+
+# ---------------------------------------------------------------------------------------------- own photos
+
+def fake_estimator(name, image):
+    """Joints of somebody standing in the left half of the photo, or whatever the photo's name asks for."""
+    if "nobody" in name:
+        return None
+    joints = np.array([STANDING.get(joint, (-1, -1)) for joint in photos.JOINTS], np.float64)
+    if "bent" in name:
+        joints[[photos.J["lhip"], photos.J["rhip"]], 1] = 0.4
+    joints = np.where(joints < 0, -1, joints * (image.width / 2., image.height))
+    if "sitting" in name:
+        joints[photos.J["lhip"]] = -1
+    return joints
+
+
+def test_photos_become_people_and_the_others_are_named(tmp_path, capsys, monkeypatch):
+    names = ["a.jpg", "below/a.jpg", "b.png", "nobody.jpg", "sitting.jpg", "bent.jpg"]
+    for name in names:
+        save(tmp_path / "photos" / name, 200, 200)
+    (tmp_path / "photos" / "c.jpg").write_bytes(b"no photo")
+    (tmp_path / "photos" / "notes.txt").write_text("no photo either")
+    current = []
+    monkeypatch.setattr(photos, "load_estimator", lambda: None)
+    monkeypatch.setattr(photos, "read_image", lambda path, read=photos.read_image: current.append(path) or read(path))
+    monkeypatch.setattr(photos, "find_joints", lambda estimator, image: fake_estimator(os.path.basename(current[-1]), image))
+    assert run("photos", tmp_path / "photos", "--out", tmp_path / "out", "--size", 64, "--test", 0.3) == 0
+    index = Index(str(tmp_path / "out" / "index.p"))
+    assert index.images == ["images/a.jpg", "images/b.jpg", "images/below_a.jpg"] and sum(index.train) == 2
+    assert load_image(index.image_path(0), 64).shape == (64, 64, 3) and len(index.usable("test")) == 1
+    assert all(point(index, i, "rshoulder")[0] < point(index, i, "lshoulder")[0] for i in range(3))
+    out = capsys.readouterr().out
+    for line in ("c.jpg: cannot be read", "nobody.jpg: no person found", "sitting.jpg: hips or shoulders not seen",
+                 "bent.jpg: torso smaller than 15 % of the crop"):
+        assert "left out: %s\n" % line in out
+    assert "7 images seen, 3 people kept" in out
+
+
+def test_photos_without_mediapipe_say_what_to_install(tmp_path, capsys, monkeypatch):
+    save(tmp_path / "photos" / "a.jpg", 20, 20)
+    monkeypatch.setitem(sys.modules, "mediapipe", None)
+    assert run("photos", tmp_path / "photos", "--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert "pip install -r tools/requirements-photos.txt" in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
+
+
+# ---------------------------------------------------------------------------------------------- the folder
+
+def test_a_killed_run_leaves_no_index_and_the_next_one_starts_over(coco_files, tmp_path):
+    options = coco_files([coco_person(i, i % 40, (100, 20, 80, 160)) for i in range(3000)], n_photos=40)
+    command = [sys.executable, os.path.join(ROOT, "tools", "make_index.py")] + [str(option) for option in options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    images, end = tmp_path / "out.partial" / "images", time.time() + 60
+    while time.time() < end and not (images.is_dir() and os.listdir(str(images))):
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL and os.listdir(str(images))
+    assert not (tmp_path / "out").exists()
+    assert run(*coco_files([coco_person(1, 0, (100, 20, 80, 160)), coco_person(2, 1, (100, 20, 80, 160))])) == 0
+    assert sorted(os.listdir(str(tmp_path / "out" / "images"))) == ["0_1.jpg", "1_2.jpg"]
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_nothing_is_lost_that_is_there_already(coco_files, tmp_path, capsys):
+    options = coco_files([coco_person(1, 0, (100, 20, 80, 160)), coco_person(2, 1, (100, 20, 80, 160))])
+    assert run(*options) == 0
+    before = (tmp_path / "out" / "index.p").read_bytes()
+    assert run(*options) == 2
+    assert "--overwrite" in capsys.readouterr().err and (tmp_path / "out" / "index.p").read_bytes() == before
+    (tmp_path / "out" / "diary.txt").write_text("mine")
+    assert run(*(options + ["--overwrite"])) == 2
+    assert (tmp_path / "out" / "diary.txt").read_text() == "mine"
+    (tmp_path / "out" / "diary.txt").unlink()
+    assert run(*(options + ["--overwrite"])) == 0
+    assert not (tmp_path / "out.old").exists()
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "diary.txt").write_text("mine")
+    assert run(*(options + ["--overwrite"])) == 2
+    assert (tmp_path / "out.partial" / "diary.txt").exists() and "in the way" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------- bad input
+
+@pytest.mark.parametrize("content, words", [
+    ("no json", "is not JSON"), ("[1]", "expected COCO's"), ('{"images": [], "annotations": [{}]}', "annotations[0]: expected id"),
+    ('{"images": [{"id": 1}], "annotations": []}', "images[0]: expected id and file_name"),
+    ('{"images": [{"id": 1, "file_name": "../../secret.jpg"}], "annotations": []}', "images[0]: expected id and file_name"),
+    ('{"images": [], "annotations": [{"id": 1, "image_id": 1, "keypoints": [1, 2], "bbox": [0, 0, 1, 1]}]}',
+     "annotations[0]: keypoints: expected 51 numbers, found [1, 2]"),
+    (json.dumps({"images": [], "annotations": [coco_person(1, 1, (0, 0, 9, 9))]}), "image_id: found 1, expected one of images"),
+    ('{"images": [], "annotations": []}', "no person could be used: there is no image"), (None, "No such file")])
+def test_bad_coco_files_are_one_line(tmp_path, capsys, content, words):
+    path = tmp_path / "bad.json"
+    if content is not None:
+        path.write_text(content)
+    assert run("coco", "--annotations", path, "--images", tmp_path, "--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err.replace("0image [00:00, ?image/s]", "").replace("\r", "").lstrip("\n")
+    assert words in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("lines, words", [
+    (["a.png"], "line 2: expected name: [18 y]: [18 x], found a.png"), (["a.png: [1]: [2]"], "line 2: expected a list of 18 numbers"),
+    ([row("a.png"), row("b.png").replace("[", "(")], "line 3: expected a list of 18 numbers, found "),
+    ([row("a.png").replace("-1", "NaN")], "line 2: expected a list of 18 numbers")])
+def test_bad_csvs_name_the_line(openpose_files, tmp_path, capsys, lines, words):
+    save(tmp_path / "images" / "a.png", 64, 128)
+    assert run(*openpose_files(lines, [row("a.png")])) == 2
+    error = capsys.readouterr().err
+    assert words in error and "annotations.csv" in error and error.count("\n") == 1
+    (tmp_path / "annotations.csv").write_text("name,x,y\n")
+    assert run(*openpose_files([], [])[:-4] + ["--annotations", tmp_path / "pairs.csv", "--test-annotations", tmp_path / "x"]) == 2
+
+
+def test_bad_pair_lists_name_the_line(openpose_files, tmp_path, capsys):
+    save(tmp_path / "images" / "a.png", 64, 128)
+    assert run(*openpose_files([row("a.png")], [row("a.png")], ["a.png,b.png,c.png"])) == 2
+    assert "pairs.csv: line 2: expected two image names, found a.png,b.png,c.png" in capsys.readouterr().err
+
+
+def test_folders_that_are_not_there(openpose_files, tmp_path, capsys):
+    assert run(*openpose_files([row("a.png")], [row("a.png")])) == 2
+    assert "--images: there is no folder" in capsys.readouterr().err
+    assert run("photos", tmp_path / "nowhere", "--out", tmp_path / "out") == 2
+    assert "no such folder" in capsys.readouterr().err

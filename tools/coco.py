@@ -1,0 +1,148 @@
+"""People of COCO's person keypoint annotations, a square crop each."""
+import collections
+import json
+import os
+
+import numpy as np
+
+from data_index import leaves_folder, read_image
+from errors import UserError, reason, shown
+from tools.index_builder import cut_square, in_parallel, square_around
+
+# COCO's order; left and right are the person's own.
+JOINTS = ("cnose", "leye", "reye", "lear", "rear", "lshoulder", "rshoulder", "lelbow", "relbow", "lwrist", "rwrist",
+          "lhip", "rhip", "lknee", "rknee", "lankle", "rankle")
+NOT_LABELLED, HIDDEN, VISIBLE = 0, 1, 2
+
+
+def add_people(builder, options):
+    """Takes in the people of options.annotations and, for tests, of options.test_annotations."""
+    sources = [(options.annotations, None if options.test_annotations is None else True)]
+    if options.test_annotations is not None:
+        sources.append((options.test_annotations, False))
+    read = [read_annotations(path) + (train,) for path, train in sources]
+    for photos, people, train in read:
+        add_photos(builder, photos, people, train, options)
+
+
+def read_annotations(path):
+    """(file names by photo id, annotations by photo id) of a COCO JSON file. Raises UserError."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            data = json.load(file)
+    except OSError as error:
+        raise UserError("%s: %s" % (path, error.strerror))
+    except (ValueError, RecursionError) as error:
+        raise UserError("%s: is not JSON: %s" % (path, reason(error)))
+    if not isinstance(data, dict) or not all(isinstance(data.get(key), list) for key in ("images", "annotations")):
+        raise UserError("%s: expected COCO's person_keypoints_*.json with the lists images and annotations" % path)
+    photos, people = {}, collections.defaultdict(list)
+    for i, photo in enumerate(data["images"]):
+        if not isinstance(photo, dict) or not isinstance(photo.get("id"), (int, str)) or not _is_name(photo.get("file_name")):
+            raise UserError("%s: images[%d]: expected id and file_name, found %s" % (path, i, shown(photo)))
+        photos[photo["id"]] = photo["file_name"]
+    for i, person in enumerate(data["annotations"]):
+        fault = _annotation_fault(person)
+        if fault:
+            raise UserError("%s: annotations[%d]: %s" % (path, i, fault))
+        if person["image_id"] not in photos:
+            raise UserError("%s: annotations[%d]: image_id: found %s, expected one of images"
+                            % (path, i, shown(person["image_id"])))
+        people[person["image_id"]].append(person)
+    return photos, people
+
+
+def _is_name(name):
+    return isinstance(name, str) and bool(name) and "\0" not in name and not leaves_folder(name)
+
+
+def _annotation_fault(person):
+    if not isinstance(person, dict) or not all(isinstance(person.get(key), (int, str)) for key in ("id", "image_id")):
+        return "expected id and image_id, found %s" % shown(person)
+    for key, length in (("keypoints", 3 * len(JOINTS)), ("bbox", 4)):
+        value = person.get(key)
+        if not isinstance(value, list) or len(value) != length or not all(_is_coordinate(v) for v in value):
+            return "%s: expected %d numbers, found %s" % (key, length, shown(value))
+
+
+def _is_coordinate(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e6  # not nan either
+
+
+def add_photos(builder, photos, people, train, options):
+    """Takes in the people of each photo; train None: to be split."""
+    wanted = sorted((photos[photo], photo) for photo in photos)
+    builder.images_seen += len(wanted)
+    jobs = []
+    for name, photo in wanted:
+        chosen = []
+        for person in sorted(people[photo], key=lambda person: str(person["id"])):
+            joints, points = joints_and_body(person, options.keep_hidden)
+            why = _why_not(builder, person, joints, points, options.min_size)
+            if why:
+                builder.leave_out(_crop_name(name, person), why)
+            else:
+                chosen.append((person, joints, points))
+        if chosen:
+            jobs.append((name, chosen))
+
+    def cut(job):
+        """The crops of a photo: [(name, joints in shares of the crop, pixels)], or why there are none."""
+        name, chosen = job
+        path = find_photo(name, options.images)
+        if path is None:
+            return "without photo in --images"
+        try:
+            image = read_image(path)
+        except UserError:
+            return "in a photo that cannot be read"
+        crops = []
+        for person, joints, points in chosen:
+            on_photo = (joints >= 0).all(axis=1) & (joints < image.size).all(axis=1)
+            square = square_around(np.clip(points, 0, image.size), *image.size)
+            shares = np.where(on_photo[:, np.newaxis], (joints - square[:2]) / square[2], -1)
+            crops.append((_crop_name(name, person), shares, cut_square(image, square, options.size)))
+        return crops
+
+    for crops, (name, chosen) in zip(in_parallel(cut, jobs), jobs):
+        if isinstance(crops, str):
+            for person, _, _ in chosen:
+                builder.leave_out(_crop_name(name, person), crops)
+        else:
+            for crop_name, joints, pixels in crops:
+                builder.add(crop_name, joints, train, group=name, pixels=pixels)
+
+
+def joints_and_body(person, keep_hidden):
+    """joints (17, 2) in pixels of the photo, negative where missing; points (n, 2): all labelled joints, the body's box."""
+    keypoints = np.array(person["keypoints"], np.float64).reshape(len(JOINTS), 3)
+    xy, labels = keypoints[:, :2], keypoints[:, 2]
+    seen = labels >= (HIDDEN if keep_hidden else VISIBLE)
+    x, y, width, height = person["bbox"]
+    points = np.concatenate([xy[labels != NOT_LABELLED], [(x, y), (x + width, y + height)]])
+    return np.where(seen[:, np.newaxis], xy, -1), points
+
+
+def _why_not(builder, person, joints, points, min_size):
+    if person.get("iscrowd"):
+        return "crowds"
+    if (joints < 0).all():
+        return "without visible joints"
+    if not builder.has_torso(joints):
+        return "hips or shoulders not seen"
+    if np.ptp(points, axis=0).max() < min_size:
+        return "smaller than %d pixels" % min_size
+    return None
+
+
+def _crop_name(photo, person):
+    return "%s_%s.jpg" % (os.path.splitext(photo)[0], person["id"])
+
+
+def find_photo(name, folders):
+    """Path of a photo in one of the folders, or None."""
+    for folder in folders:
+        path = os.path.join(folder, name)
+        if os.path.isfile(path):
+            return path
+    return None
