@@ -27,11 +27,13 @@ from data_index import J, TORSO, is_visible, load_image
 from errors import UserError
 
 LIMBS = (("ankle", "knee"), ("knee", "hip"), ("hip", "shoulder"), ("shoulder", "elbow"), ("elbow", "wrist"))
+RIGHT_LIMBS, LEFT_LIMBS = ([(J[side + a], J[side + b]) for a, b in LIMBS] for side in "rl")
 # The crops, in the order of their channels.
 PARTS = ("torso", "head", "left upper arm", "left lower arm", "right upper arm", "right lower arm", "left thigh",
          "right thigh")
-LIMB_PARTS = (("lshoulder", "lelbow"), ("lelbow", "lwrist"), ("rshoulder", "relbow"), ("relbow", "rwrist"),
-              ("lhip", "lknee"), ("rhip", "rknee"))
+# Joints, by number, from which and to which the limbs among them go.
+LIMB_PARTS = ([J[name] for name in ("lshoulder", "lelbow", "rshoulder", "relbow", "lhip", "rhip")],
+              [J[name] for name in ("lelbow", "lwrist", "relbow", "rwrist", "lknee", "rknee")])
 
 Examples = collections.namedtuple("Examples", "image stick parts has_part")
 Examples.__doc__ = """What the networks see of one person, or of a batch (then with N in front).
@@ -48,32 +50,26 @@ def stick_figure(joints, size):
 
     joints: (15, 2) in the order of JOINTS, in [0, 1], negative where occluded.
     """
-    points = (joints * size).astype(np.int32)  # truncated
-    visible = is_visible(joints)
+    points = [tuple(xy) for xy in (joints * size).astype(np.int32).tolist()]  # truncated
+    visible = is_visible(joints).tolist()
     thickness = max(1, 3 * size // 128)
     right, left, torso = canvas = np.zeros((3, size, size), np.uint8)
 
-    corners = [J[name] for name in TORSO]
-    if visible[corners].all():
-        cv2.fillPoly(torso, [points[corners]], 255)
-    for channel, side in ((right, "r"), (left, "l")):
-        for a, b in LIMBS:
-            a, b = J[side + a], J[side + b]
+    if all(visible[J[name]] for name in TORSO):
+        cv2.fillPoly(torso, [np.array([points[J[name]] for name in TORSO])], 255)
+    for channel, limbs in ((right, RIGHT_LIMBS), (left, LEFT_LIMBS)):
+        for a, b in limbs:
             if visible[a] and visible[b]:
-                _line(channel, points[a], points[b], 255, thickness)
-    nose = J["cnose"]
-    if visible[[nose, J["lshoulder"], J["rshoulder"]]].all():
-        neck = (0.5 * (joints[J["lshoulder"]] + joints[J["rshoulder"]]) * size).astype(np.int32)
-        _line(right, neck, points[nose], 127, thickness)
-        _line(left, neck, points[nose], 127, thickness)
-    if visible[[nose, J["reye"], J["leye"]]].all():
-        _line(right, points[nose], points[J["reye"]], 255, thickness)
-        _line(left, points[nose], points[J["leye"]], 255, thickness)
-    return np.ascontiguousarray(canvas.transpose(1, 2, 0))
-
-
-def _line(channel, a, b, value, thickness):
-    cv2.line(channel, (int(a[0]), int(a[1])), (int(b[0]), int(b[1])), value, thickness)
+                cv2.line(channel, points[a], points[b], 255, thickness)
+    nose, shoulders = J["cnose"], (J["lshoulder"], J["rshoulder"])
+    if visible[nose] and visible[shoulders[0]] and visible[shoulders[1]]:
+        neck = tuple((0.5 * (joints[shoulders[0]] + joints[shoulders[1]]) * size).astype(np.int32).tolist())
+        cv2.line(right, neck, points[nose], 127, thickness)
+        cv2.line(left, neck, points[nose], 127, thickness)
+    if visible[nose] and visible[J["reye"]] and visible[J["leye"]]:
+        cv2.line(right, points[nose], points[J["reye"]], 255, thickness)
+        cv2.line(left, points[nose], points[J["leye"]], 255, thickness)
+    return cv2.merge(canvas)
 
 
 def part_crops(image, joints, box_factor):
@@ -83,74 +79,85 @@ def part_crops(image, joints, box_factor):
     channels per part of PARTS, and has_part (8,) uint8: 0 for parts with a missing joint, whose crops are black.
     """
     size = image.shape[0]
+    corners, has_part = part_corners(joints, size)
     s = size // 2**box_factor
-    target = np.array([(0, 0), (0, s), (s, s), (s, 0)], np.float32)
-    crops = np.zeros((s, s, 3 * len(PARTS)), np.uint8)
-    has_part = np.zeros(len(PARTS), np.uint8)
-    for i, corners in enumerate(part_corners(joints, size)):
-        if corners is None or is_degenerate(corners):
-            continue
-        transform = cv2.getPerspectiveTransform(corners.astype(np.float32), target)
-        crops[..., 3 * i:3 * i + 3] = cv2.warpPerspective(image, transform, (s, s), flags=cv2.INTER_LINEAR,
-                                                          borderMode=cv2.BORDER_REPLICATE)
-        has_part[i] = 1
-    return crops, has_part
+    return cut_parts(image, part_transforms(corners, s), has_part, s), has_part
 
 
 def part_corners(joints, size):
-    """Quadrilaterals of PARTS in pixels of a picture of this size: (4, 2) arrays, None where a joint is missing."""
-    visible = is_visible(joints)
-    points = {name: joints[i].astype(np.float64) * size if visible[i] else None for name, i in J.items()}
-    corners = [_corners(points, "lshoulder", "lhip", "rhip", "rshoulder"), _head_corners(points)]
-    for a, b in LIMB_PARTS:
-        a, b, is_thigh = points[a], points[b], b.endswith("knee")
-        if is_thigh and a is not None and b is None:
-            b = np.array([a[0], size - 1.0])  # straight down to the edge
-        corners.append(None if a is None or b is None else _limb_corners(a, b))
-    return corners
+    """Quadrilaterals of PARTS in pixels of pictures of this size.
 
+    joints: (..., 15, 2). Returns corners (..., 8, 4, 2), and has_part (..., 8) uint8: 0, and corners of no meaning,
+    where joints are missing or where no perspective maps the corners to a square.
+    """
+    points = np.where(is_visible(joints)[..., np.newaxis], joints.astype(np.float64) * size, np.nan)
 
-def _corners(points, *names):
-    corners = [points[name] for name in names]
-    return None if any(corner is None for corner in corners) else np.stack(corners)
+    def corners_of(*corners):
+        return np.stack(corners, axis=-2)
 
+    left, right, nose = (points[..., J[name], :] for name in ("lshoulder", "rshoulder", "cnose"))
+    torso = corners_of(left, points[..., J["lhip"], :], points[..., J["rhip"], :], right)
 
-def _limb_corners(a, b):
-    n = _normal(b - a) / 4
-    return np.stack([a + n, a - n, b - n, b + n])
-
-
-def _head_corners(points):
-    left, right, nose = points["lshoulder"], points["rshoulder"], points["cnose"]
-    if left is None or right is None:
-        return None
-    if nose is None:  # a square on the shoulders
-        n = _normal(right - left)
-        n = -n if n[1] > 0 else n
-        return np.stack([left + n, left, right, right + n])
     neck = 0.5 * (left + right)
     top = neck + 2 * (nose - neck)
     n = _normal(neck - top) / 2
-    return np.stack([top - n, neck - n, neck + n, top + n])
+    head = corners_of(top - n, neck - n, neck + n, top + n)
+    n = _normal(right - left)
+    n = np.where(n[..., 1:] > 0, -n, n)
+    on_shoulders = corners_of(left + n, left, right, right + n)  # a square, where the nose is missing
+    head = np.where(np.isnan(nose)[..., np.newaxis, :], on_shoulders, head)
+
+    a, b = points[..., LIMB_PARTS[0], :], points[..., LIMB_PARTS[1], :]  # (..., 6, 2)
+    # A thigh without its knee goes straight down to the edge.
+    down = np.stack([a[..., -2:, 0], np.full_like(a[..., -2:, 0], size - 1.0)], axis=-1)
+    b[..., -2:, :] = np.where(np.isnan(b[..., -2:, :]), down, b[..., -2:, :])
+    n = _normal(b - a) / 4
+    limbs = corners_of(a + n, a - n, b - n, b + n)
+    corners = np.concatenate([torso[..., np.newaxis, :, :], head[..., np.newaxis, :, :], limbs], axis=-3)
+    return corners, (~is_degenerate(corners)).astype(np.uint8)
 
 
 def _normal(d):
-    return np.array([-d[1], d[0]])
+    return np.stack([-d[..., 1], d[..., 0]], axis=-1)
 
 
 def is_degenerate(corners):
-    """Whether three corners (4, 2) lie on one line (two at one point included): no perspective maps them to a square."""
-    for i in range(4):
-        a, b, c = np.delete(corners, i, axis=0)
-        if abs((b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])) < 1e-3:  # square pixels
-            return True
-    return False
+    """Whether three of the corners (..., 4, 2) lie on one line (two at one point included), or some are nan."""
+    a, b, c = (corners[..., list(numbers), :] for numbers in ((1, 0, 0, 0), (2, 2, 1, 1), (3, 3, 3, 2)))
+    area = np.abs((b - a)[..., 0] * (c - a)[..., 1] - (b - a)[..., 1] * (c - a)[..., 0])  # (..., 4), square pixels
+    return ~(area >= 1e-3).all(axis=-1)
+
+
+def part_transforms(corners, s):
+    """Perspectives (..., 3, 3) that map crops of s pixels to quadrilaterals (..., 4, 2), whose corners are, in this
+    order, those of the crop at (0, 0), (0, s), (s, s) and (s, 0) (Heckbert 1989, section 2.2.3).
+    """
+    p, q, r, t = (corners[..., i, :] for i in (0, 3, 2, 1))
+    u, v, w = q - r, t - r, p - q + r - t
+    with np.errstate(divide="ignore", invalid="ignore"):  # degenerate ones
+        g = (w[..., 0] * v[..., 1] - v[..., 0] * w[..., 1]) / (u[..., 0] * v[..., 1] - v[..., 0] * u[..., 1])
+        h = (u[..., 0] * w[..., 1] - w[..., 0] * u[..., 1]) / (u[..., 0] * v[..., 1] - v[..., 0] * u[..., 1])
+        along = (q - p + g[..., np.newaxis] * q) / s
+        down = (t - p + h[..., np.newaxis] * t) / s
+    transforms = np.empty(corners.shape[:-2] + (3, 3))
+    transforms[..., :2, :] = np.stack([along, down, p], axis=-1)
+    transforms[..., 2, :] = np.stack([g / s, h / s, np.ones_like(g)], axis=-1)
+    return transforms
+
+
+def cut_parts(image, transforms, has_part, s):
+    """Crops (s, s, 24) of one image: one (3, 3) transform for each of PARTS; black where has_part is 0."""
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    nothing = np.zeros((s, s, 3), np.uint8)
+    crops = [cv2.warpPerspective(image, transform, (s, s), flags=flags, borderMode=cv2.BORDER_REPLICATE) if there
+             else nothing for transform, there in zip(transforms, has_part.tolist())]
+    return cv2.merge(crops)
 
 
 # ---------------------------------------------------------------------------------------------- the pipeline
 
 class Loader(object):
-    """load(number) -> Examples (uint8) of one image of the index; called from many threads.
+    """load(numbers) -> Examples (uint8, stacked) of these images of the index; called from many threads.
 
     failure: the UserError of an image that could not be read, None before; TensorFlow passes on only its text.
     """
@@ -158,27 +165,34 @@ class Loader(object):
     def __init__(self, index, spatial_size, box_factor):
         self.index = index
         self.size = spatial_size
-        self.box_factor = box_factor
+        self.part_size = spatial_size // 2**box_factor
         self.failure = None
+        cv2.setNumThreads(1)  # the pictures are small and there are threads enough
 
-    def __call__(self, number):
+    def __call__(self, numbers):
+        joints = self.index.joints[numbers]
+        corners, has_part = part_corners(joints, self.size)
+        transforms = part_transforms(corners, self.part_size)
         try:
-            image = load_image(self.index.image_path(number), self.size)
+            images = [load_image(self.index.image_path(number), self.size) for number in numbers]
         except UserError as error:
             self.failure = error
             raise
-        joints = self.index.joints[number]
-        return Examples(image, stick_figure(joints, self.size), *part_crops(image, joints, self.box_factor))
+        return Examples(np.stack(images), np.stack([stick_figure(points, self.size) for points in joints]),
+                        np.stack([cut_parts(image, of_image, there, self.part_size)
+                                  for image, of_image, there in zip(images, transforms, has_part)]), has_part)
 
     def batch(self, numbers):
-        """Examples of these images, stacked: for the batches that are needed once, outside of the pipeline."""
-        with multiprocessing.pool.ThreadPool(cpu_count()) as pool:
-            return Examples(*[np.stack(arrays) for arrays in zip(*pool.map(self, numbers))])
+        """load(numbers) in parallel: for the batches that are needed once, outside of the pipeline."""
+        n_chunks = min(cpu_count(), len(numbers))
+        with multiprocessing.pool.ThreadPool(n_chunks) as pool:
+            chunks = pool.map(self, np.array_split(np.asarray(numbers), n_chunks))
+        return Examples(*[np.concatenate(arrays) for arrays in zip(*chunks)])
 
     def shapes(self):
         """The shapes of Examples of one image."""
-        s = self.size // 2**self.box_factor
-        return Examples((self.size, self.size, 3), (self.size, self.size, 3), (s, s, 3 * len(PARTS)), (len(PARTS),))
+        size, s = self.size, self.part_size
+        return Examples((size, size, 3), (size, size, 3), (s, s, 3 * len(PARTS)), (len(PARTS),))
 
 
 class BatchOrder(object):
@@ -212,20 +226,14 @@ def pipeline(load, order, first_batch=0, n_batches=None):
     """A tf.data.Dataset of batches (Examples of uint8 tensors), made ahead in parallel threads."""
     end = np.iinfo(np.int64).max if n_batches is None else first_batch + n_batches
 
-    def numbers_of_batch(k):
-        numbers = tf.numpy_function(order.batch, [k], tf.int64)
-        numbers.set_shape((order.batch_size,))
-        return tf.data.Dataset.from_tensor_slices(numbers)
-
-    def load_example(number):
-        tensors = tf.numpy_function(load, [number], [tf.uint8] * 4)
+    def load_batch(k):
+        tensors = tf.numpy_function(lambda k: load(order.batch(k)), [k], [tf.uint8] * 4)
         for tensor, shape in zip(tensors, load.shapes()):
-            tensor.set_shape(shape)
+            tensor.set_shape((order.batch_size,) + shape)
         return Examples(*tensors)
 
-    dataset = tf.data.Dataset.range(first_batch, end).flat_map(numbers_of_batch)
-    dataset = dataset.map(load_example, num_parallel_calls=cpu_count())
-    return dataset.batch(order.batch_size, drop_remainder=True).prefetch(2)
+    # A batch at a time: Python's part, which threads take turns at, is small then.
+    return tf.data.Dataset.range(first_batch, end).map(load_batch, num_parallel_calls=cpu_count()).prefetch(2)
 
 
 def to_float(examples):

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from batches import PARTS, Loader, cpu_count
+from batches import PARTS, Examples, Loader, cpu_count
 from data_index import J, JOINTS, Index, index_faults, is_list, is_visible, leaves_folder, read_image, read_index
 from errors import UserError
 
@@ -177,7 +177,7 @@ def write_preview(index, decodable):
     load = Loader(index, PREVIEW_SIZE, 0)
     rows = []
     for number in np.unique(np.linspace(0, len(usable) - 1, PREVIEW_PEOPLE).astype(int)):
-        example = load(usable[number])
+        example = Examples(*[array[0] for array in load([usable[number]])])
         parts = np.where(np.repeat(example.has_part, 3), example.parts, 127).astype(np.uint8)  # grey, as networks see it
         rows.append(np.concatenate([example.image, example.stick] + np.split(parts, len(PARTS), axis=-1), axis=1))
     try:
