@@ -125,7 +125,8 @@ def is_degenerate(corners):
     """Whether three of the corners (..., 4, 2) lie on one line (two at one point included), or some are nan."""
     a, b, c = (corners[..., list(numbers), :] for numbers in ((1, 0, 0, 0), (2, 2, 1, 1), (3, 3, 3, 2)))
     area = np.abs((b - a)[..., 0] * (c - a)[..., 1] - (b - a)[..., 1] * (c - a)[..., 0])  # (..., 4), square pixels
-    return ~(area >= 1e-3).all(axis=-1)
+    with np.errstate(invalid="ignore"):
+        return ~(area >= 1e-3).all(axis=-1)
 
 
 def part_transforms(corners, s):
@@ -147,10 +148,10 @@ def part_transforms(corners, s):
 
 def cut_parts(image, transforms, has_part, s):
     """Crops (s, s, 24) of one image: one (3, 3) transform for each of PARTS; black where has_part is 0."""
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    how = dict(flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE)
     nothing = np.zeros((s, s, 3), np.uint8)
-    crops = [cv2.warpPerspective(image, transform, (s, s), flags=flags, borderMode=cv2.BORDER_REPLICATE) if there
-             else nothing for transform, there in zip(transforms, has_part.tolist())]
+    crops = [cv2.warpPerspective(image, transform, (s, s), **how) if there else nothing
+             for transform, there in zip(transforms, has_part.tolist())]
     return cv2.merge(crops)
 
 
@@ -222,7 +223,7 @@ class BatchOrder(object):
         return np.take(self.epoch_order(epoch), np.arange(start, start + n), mode="wrap")
 
 
-def pipeline(load, order, first_batch=0, n_batches=None):
+def pipeline(load, order, first_batch=0, n_batches=None, n_threads=None):
     """A tf.data.Dataset of batches (Examples of uint8 tensors), made ahead in parallel threads."""
     end = np.iinfo(np.int64).max if n_batches is None else first_batch + n_batches
 
@@ -233,7 +234,7 @@ def pipeline(load, order, first_batch=0, n_batches=None):
         return Examples(*tensors)
 
     # A batch at a time: Python's part, which threads take turns at, is small then.
-    return tf.data.Dataset.range(first_batch, end).map(load_batch, num_parallel_calls=cpu_count()).prefetch(2)
+    return tf.data.Dataset.range(first_batch, end).map(load_batch, num_parallel_calls=n_threads or cpu_count()).prefetch(2)
 
 
 def to_float(examples):

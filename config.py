@@ -58,6 +58,9 @@ KEYS = {
     "lr_decay_begin": _COUNT,
     "lr_decay_end": _positive_integer(),
     "kl_weight_end": Key("a number, 1e-6 or more", lambda value: _is_number(value, 1e-6), 1.0),
+    # speed
+    "precision": Key("float32 or mixed", lambda value: value in ("float32", "mixed"), "float32"),
+    "xla": Key("true or false", lambda value: isinstance(value, bool), False),
     # perceptual loss
     "feature_layers": Key("a list of layers of VGG19", lambda value: isinstance(value, list) and bool(value)),
     "feature_weights": _WEIGHTS,

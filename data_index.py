@@ -21,6 +21,7 @@ JOINTS = ("rankle", "rknee", "rhip", "rshoulder", "relbow", "rwrist", "reye",
 J = {name: i for i, name in enumerate(JOINTS)}
 TORSO = ("lhip", "lshoulder", "rshoulder", "rhip")
 
+MOST_JOINTS = 200  # that joint_order may name
 FARTHEST_JOINT = 100.0  # pictures away from the picture's edge; OpenCV's lines are sure to be right that far
 # What is decoded. Pillow knows more: for EPS it starts a program, and of damaged TIFF its library prints on stderr.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM")
@@ -52,7 +53,7 @@ class Index(object):
         self.images = [str(image) for image in data["imgs"]]
         self.train = np.asarray(data["train"], bool)
         columns = [list(data["joint_order"]).index(name) for name in JOINTS]
-        self.joints = np.stack([np.asarray(points, np.float32) for points in data["joints"]])[:, columns]
+        self.joints = np.stack([np.asarray(points, np.float32)[columns] for points in data["joints"]])
         self.joints[~is_visible(self.joints)] = -1
         self.extra = {key: data[key] for key in data if key not in ("imgs", "train", "joints", "joint_order")}
 
@@ -114,7 +115,7 @@ def index_faults(data, allow_outside=False):
     if "imgs" in lists and not len(lists["imgs"]):
         faults.append("imgs: the list is empty")
     for i, image in enumerate(lists.get("imgs", ())):
-        if not isinstance(image, str) or not image or "\0" in image:
+        if not is_file_name(image):
             faults.append("imgs[%d]: expected a path, found %s" % (i, shown(image)))
         elif not allow_outside and leaves_folder(image):
             faults.append("imgs[%d]: %s leaves the folder of the index; allow_outside_images: true allows it"
@@ -126,6 +127,17 @@ def index_faults(data, allow_outside=False):
     return faults + _joints_faults(lists.get("joints", ()), n_joints)
 
 
+def is_file_name(name):
+    """Whether a value can be the path of a file."""
+    if not isinstance(name, str) or not 0 < len(name) < 4096 or "\0" in name:
+        return False
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:  # half a character
+        return False
+    return True
+
+
 def leaves_folder(path):
     """Whether a relative path leads out of the folder it starts from; absolute ones do."""
     path = os.path.normpath(path)
@@ -135,6 +147,8 @@ def leaves_folder(path):
 def _joint_order_faults(joint_order):
     if not is_list(joint_order):
         return ["joint_order: expected a list of names, found %s" % type(joint_order).__name__]
+    if len(joint_order) > MOST_JOINTS:
+        return ["joint_order: expected at most %d names, found %d" % (MOST_JOINTS, len(joint_order))]
     strangers = ["joint_order[%d]: expected a name, found %s" % (i, shown(name))
                  for i, name in enumerate(joint_order) if not isinstance(name, str)]
     names = [name for name in joint_order if isinstance(name, str)]
@@ -145,9 +159,10 @@ def _joint_order_faults(joint_order):
 
 def _joints_faults(joints, n_joints):
     """n_joints: how many joint_order names, or None where that is not known."""
-    faults, far, largest = [], [], []
-    for i, points in enumerate(joints):
-        points = _as_points(points)
+    faults, far, largest, seen = [], [], [], {}
+    for i, given in enumerate(joints):
+        # One list may stand there many times over: it is looked at once. (The list too, so that its id stays its own.)
+        points, _ = seen[id(given)] = seen.get(id(given)) or (_as_points(given), given)
         if points is None:
             faults.append("joints[%d]: expected %s pairs of numbers" % (i, n_joints or "as many"))
         elif n_joints and len(points) != n_joints:
@@ -175,7 +190,7 @@ def _as_points(points):
     Looked at before numpy is asked: lists that hold one another many times over would fill the memory.
     """
     if not (isinstance(points, np.ndarray) and points.dtype.kind in "iuf"):
-        if not is_list(points):
+        if not is_list(points) or len(points) > MOST_JOINTS:
             return None
         for point in points:
             if not is_list(point) or len(point) != 2 or not all(isinstance(v, numbers.Real) for v in point):
@@ -206,7 +221,7 @@ def read_image(path, size=None):
     Raises UserError where the file is not a whole image of at most MAX_PIXELS pixels.
     """
     if not os.path.isfile(path):  # a pipe would be waited for
-        raise UserError("%s: there is no such image" % path)
+        raise UserError("%s: there is no such image" % shown(path, 1000))
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -216,7 +231,7 @@ def read_image(path, size=None):
             image.load()
             return _to_rgb(image)
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        raise UserError("%s: cannot be read as an image: %s" % (path, reason(error)))
+        raise UserError("%s: cannot be read as an image: %s" % (shown(path, 1000), reason(error)))
 
 
 def _to_rgb(image):

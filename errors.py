@@ -1,4 +1,5 @@
-"""What a user can put right."""
+"""What a user can put right, and how it is said: in one line."""
+import argparse
 import reprlib
 
 
@@ -9,10 +10,19 @@ class UserError(Exception):
     """
 
 
-def shown(value):
+class Parser(argparse.ArgumentParser):
+    """A parser of options that refuses bad ones with one line, and does not guess at abbreviated ones."""
+
+    def __init__(self, **settings):
+        super(Parser, self).__init__(allow_abbrev=False, **settings)
+
+    def error(self, message):
+        self.exit(2, "error: %s (%s --help says more)\n" % (_one_line(message, 1000), self.prog))
+
+
+def shown(value, length=80):
     """A value of the user's as it stands in a message: on one line, and not long."""
-    text = value if isinstance(value, str) else _repr(value)
-    return _one_line(text, 80)
+    return _one_line(value if isinstance(value, str) else _repr(value), length)
 
 
 def reason(error):

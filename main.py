@@ -22,14 +22,15 @@ with quiet_stderr():  # TensorFlow greets on stderr while it is imported
 import numpy as np
 from tqdm import tqdm
 
-from batches import BatchOrder, Loader, cpu_count, pipeline
+from batches import BatchOrder, Loader, pipeline
 from checkpoints import Checkpoint, CheckpointSaver, find_checkpoint
 from config import load_config
 from data_index import Index
 from deeploss import load_weights
-from errors import UserError, reason
+from errors import Parser, UserError, reason
 from graphs import Renderer, TrainingGraph, make_network
 from runs import Run, tile, to_uint8, transfer_grid
+from sessions import make_session, set_up_tensorflow
 from tools import make_toy
 
 
@@ -52,7 +53,7 @@ def main(argv=None):
 
 
 def parse_options(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file such as market.yaml")
     parser.add_argument("--mode", default="train", choices=sorted(MODES))
     parser.add_argument("--log_dir", default="log", metavar="DIR", help="where run folders go (log)")
@@ -70,23 +71,9 @@ def parse_options(argv):
 
 
 def positive(text):
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("expected a number above 0, found %s" % text)
-    return value
-
-
-def set_up_tensorflow():
-    tf.logging.set_verbosity(tf.logging.ERROR)
-    tf.disable_eager_execution()
-    tf.enable_resource_variables()
-
-
-def make_session():
-    options = tf.ConfigProto(intra_op_parallelism_threads=cpu_count(), inter_op_parallelism_threads=cpu_count(),
-                             allow_soft_placement=True)  # a GPU has no kernel for the int32 step
-    options.gpu_options.allow_growth = True
-    return tf.Session(config=options)
+    if not text.isdigit() or not 1 <= int(text[:9]):
+        raise argparse.ArgumentTypeError("expected a whole number above 0, found %s" % text)
+    return int(text)
 
 
 # ---------------------------------------------------------------------------------------------- training
@@ -110,7 +97,7 @@ def train(options, config):
         graph = TrainingGraph(config, iterator.get_next(), load.shapes(), vgg_weights)
         saver = CheckpointSaver(graph.saved_variables())
         tf.get_default_graph().finalize()
-        with make_session() as session:
+        with make_session(config) as session:
             graph.start(session)
             if checkpoint is None:
                 n = config["init_batches"] * config["batch_size"]
@@ -275,7 +262,7 @@ def render_batches(options, config, name, draw):
         renderer = Renderer(config, make_network(config), load.shapes(), config["seed"])
         saver = CheckpointSaver(renderer.model_variables)
         tf.get_default_graph().finalize()
-        with make_session() as session:
+        with make_session(config) as session:
             saver.restore(session, checkpoint)
             session.run(iterator.initializer)
             run = None

@@ -153,8 +153,7 @@ def kl_divergence(posterior_means, prior_means):
     Both Gaussians have unit covariance, so log q - log p = ((z - p)^2 - (z - q)^2) / 2, whose mean under q is
     (q - p)^2 / 2.
     """
-    return [tf.reduce_mean(0.5 * tf.reduce_sum(tf.square(p - q), axis=[1, 2, 3]))
-            for q, p in zip(posterior_means, prior_means)]
+    return [tf.nn.l2_loss(p - q) / tf.cast(tf.shape(q)[0], tf.float32) for q, p in zip(posterior_means, prior_means)]
 
 
 def split_groups(z):

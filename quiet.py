@@ -11,7 +11,7 @@ def quiet_stderr():
 
     A missing TensorFlow ends the program with one line and exit code 2.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if sys.stderr is None:  # closed by the caller
         sys.stderr = open(os.devnull, "w")
     sys.stderr.flush()

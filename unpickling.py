@@ -5,6 +5,7 @@ own pickles use and answers each with a stand-in of its own, so that not even nu
 the file. Any other name is refused.
 """
 import io
+import os
 import pickle
 import struct
 import sys
@@ -15,6 +16,7 @@ from errors import UserError, reason
 
 # Plain types, of numbers, text and bytes; no structures, no pointers except "O", whose elements are pickled themselves.
 PLAIN_KINDS = "biufcSUO"
+MAX_SIZE = 2 * 10**9  # bytes; a million people with their joints take a tenth of that
 
 
 def load_plain(path):
@@ -23,12 +25,14 @@ def load_plain(path):
     Written by any Python and numpy. Raises UserError where it is no pickle or names anything else.
     """
     try:
+        if os.path.getsize(path) > MAX_SIZE:
+            raise UserError("%s: expected at most %d MB, found more" % (path, MAX_SIZE // 10**6))
         with open(path, "rb") as file:
             content = file.read()
     except OSError as error:
         raise UserError("%s: %s" % (path, error.strerror))
     try:
-        return _finished(_PlainUnpickler(io.BytesIO(content), encoding="latin1").load(), {})
+        return _finished(_PlainUnpickler(content).load(), {})
     except _Refused as error:
         raise UserError("%s: refused, it is no plain data: %s" % (path, error))
     except RecursionError:
@@ -47,6 +51,20 @@ class _Refused(Exception):
 # The unpickler in Python, not the one in C: the latter sets aside as much memory as a pickle claims to need.
 class _PlainUnpickler(pickle._Unpickler):
     dispatch = dict(pickle._Unpickler.dispatch)
+
+    def __init__(self, content):
+        super(_PlainUnpickler, self).__init__(io.BytesIO(content), encoding="latin1")
+        # Of what calls make: an object array takes 8 bytes where the pickle may take 2. What is far more is made over and
+        # over of the same bytes.
+        self.bytes_left = 10**6 + 10 * len(content)
+
+    def count(self, made):
+        """Takes note of what a call has made."""
+        if isinstance(made, _Array):
+            made = made.value
+        self.bytes_left -= made.nbytes if isinstance(made, np.ndarray) else len(made) if isinstance(made, bytes) else 0
+        if self.bytes_left < 0:
+            raise _Refused("it makes much more than it holds")
 
     def find_class(self, module, name):
         try:
@@ -72,6 +90,12 @@ def _load_build(unpickler):
     if not isinstance(unpickler.stack[-2], (_Dtype, _Array)):
         raise _Refused("it changes a %s" % type(unpickler.stack[-2]).__name__)
     pickle._Unpickler.load_build(unpickler)
+    unpickler.count(unpickler.stack[-1])
+
+
+def _load_reduce(unpickler):
+    pickle._Unpickler.load_reduce(unpickler)
+    unpickler.count(unpickler.stack[-1])
 
 
 def _load_long4(unpickler):
@@ -82,11 +106,11 @@ def _load_long4(unpickler):
     unpickler.append(pickle.decode_long(unpickler.read(length)))
 
 
-def _with_short_line(load):
+def _with_short_line(load, length):
     """A number in decimal digits, for which Python needs quadratic time."""
     def checked(unpickler):
         readline = unpickler.readline
-        unpickler.readline = lambda: _short(readline())
+        unpickler.readline = lambda: _short(readline(), length)
         try:
             load(unpickler)
         finally:
@@ -94,19 +118,26 @@ def _with_short_line(load):
     return checked
 
 
-def _short(line):
-    if len(line) > 800:
+def _short(line, length):
+    if len(line) > length:
         raise _Refused("it holds a number of %d digits" % len(line))
     return line
 
 
 def _with_plain_keys(load, keys):
-    """Keys are hashed: of tuples that hold one another many times over, that takes forever."""
+    """Keys are hashed: of tuples that hold one another many times over, that takes forever, and whole numbers can be
+    chosen to have all the same hash.
+    """
     def checked(unpickler):
-        if any(isinstance(key, (tuple, frozenset)) for key in keys(unpickler.stack)):
-            raise _Refused("it has a tuple or set as a key or in a set")
+        _check_keys(keys(unpickler.stack))
         load(unpickler)
     return checked
+
+
+def _check_keys(keys):
+    for key in keys:
+        if not (key is None or isinstance(key, (str, bytes)) or isinstance(key, int) and abs(key) < 2**60):
+            raise _Refused("it has a %s as a key or in a set" % type(key).__name__)
 
 
 def _all(stack):
@@ -122,8 +153,9 @@ _dispatch = _PlainUnpickler.dispatch
 _dispatch[_BYTEARRAY8] = _load_bytearray
 _dispatch[pickle.BUILD[0]] = _load_build
 _dispatch[pickle.LONG4[0]] = _load_long4
-for _code in (pickle.INT, pickle.LONG, pickle.GET, pickle.PUT):
-    _dispatch[_code[0]] = _with_short_line(_dispatch[_code[0]])
+_dispatch[pickle.REDUCE[0]] = _load_reduce
+for _code, _length in ((pickle.INT, 800), (pickle.LONG, 800), (pickle.GET, 12), (pickle.PUT, 12)):
+    _dispatch[_code[0]] = _with_short_line(_dispatch[_code[0]], _length)
 for _code, _keys in ((pickle.SETITEM, lambda stack: stack[-2:-1]), (pickle.SETITEMS, _every_other),
                      (pickle.DICT, _every_other), (pickle.ADDITEMS, _all), (pickle.FROZENSET, _all)):
     _dispatch[_code[0]] = _with_plain_keys(_dispatch[_code[0]], _keys)
@@ -181,6 +213,8 @@ def _array(content, dtype, shape, order="C"):
 
 
 def _array_from_buffer(content, dtype, shape, order):
+    if not isinstance(content, (bytes, bytearray)):  # bytes(10**9) would be a gigabyte
+        raise _Refused("it makes an array of a %s" % type(content).__name__)
     return _array(bytes(content), dtype, shape, order)
 
 
@@ -202,8 +236,8 @@ def _from_list(kind):
     def make(items=()):
         if not isinstance(items, (list, tuple)):  # bytes(10**9) would claim a gigabyte
             raise _Refused("it calls %s with a %s" % (kind.__name__, type(items).__name__))
-        if any(isinstance(item, (tuple, frozenset)) for item in items):
-            raise _Refused("it has a tuple or set in a set")
+        if kind is not bytes:
+            _check_keys(items)
         return kind(items)
     return make
 

@@ -166,9 +166,9 @@ def test_images_are_loaded_in_several_threads(tmp_path, monkeypatch):
     class Waiting(object):
         shapes = load.shapes
 
-        def __call__(self, number):
+        def __call__(self, numbers):
             together.wait(timeout=60)
-            return load(number)
+            return load(numbers)
     assert len(run_pipeline(Waiting(), BatchOrder(range(4), 4, 0), 0, 2)) == 2
 
 

@@ -147,6 +147,13 @@ def nested_tuples(append):
 PICKLE_BOMBS = {
     "a tuple as key": pickled(lambda append: (append(b"}"), nested_tuples(append), append(b"Ns"))),
     "tuples in a set": pickled(lambda append: (append(b"cbuiltins\nset\n]"), nested_tuples(append), append(b"a\x85R"))),
+    "chosen hashes": pickled(lambda append: (append(b"}("), [append(b"\x8a\x10" + (k * (2**61 - 1)).to_bytes(16, "little") + b"K\x01")
+                                                          for k in range(2, 20000)], append(b"u"))),
+    "a buffer that is a number": b"\x80\x02cnumpy.core.numeric\n_frombuffer\n(J\x00\x94\x35\x77cnumpy\ndtype\nX\x02\x00\x00\x00u1"
+                                 b"K\x00K\x01\x87RJ\x00\x94\x35\x77\x85X\x01\x00\x00\x00CtR.",
+    "one text encoded many times": pickled(lambda append: (
+        append(b"]X" + (10**6).to_bytes(4, "little") + b"a" * 10**6 + b"q\x010c_codecs\nencode\nq\x030"),
+        [append(b"h\x03h\x01X\x06\x00\x00\x00latin1\x86Ra") for _ in range(5000)])),
     "digits": b"I" + b"9" * 10**7 + b"\n.",
     "digits of a memo": b"Np" + b"9" * 10**7 + b"\n.",
     "bits": b"\x80\x02\x8b\x40\x42\x0f\x00" + b"\x7f" * 10**6 + b".",

@@ -1,4 +1,5 @@
 """Data sets from annotations in the formats of the field, which these tests write themselves."""
+import io
 import json
 import os
 import signal
@@ -130,8 +131,10 @@ def test_squares_are_shifted_into_the_photo_and_otherwise_filled_up():
     x, y, side = square_around([(100, 0), (150, 200)], 300, 200)
     assert (x, side) == (-5, 260) or (side == 260 and y in (-60, -30, 0))
     image = Image.fromarray(np.arange(200, dtype=np.uint8)[:, None, None].repeat(300, 1).repeat(3, 2))
-    crop = cut_square(image, (0, -30, 260), 260)
-    assert (crop[:30] == 0).all() and (crop[230:] == 199).all() and crop[130, 0, 0] == 100
+    crop = np.asarray(Image.open(io.BytesIO(cut_square(image, (0, -30, 260), 260))))
+    assert crop.shape == (260, 260, 3) and crop[:28].max() < 3 and crop[232:].min() > 196 and abs(crop[130, 0, 0] - 100.) < 3
+    panorama = Image.fromarray(np.zeros((10, 6000, 3), np.uint8))
+    assert Image.open(io.BytesIO(cut_square(panorama, square_around([(0, 0), (6000, 10)], 6000, 10), 64))).size == (64, 64)
 
 
 # ---------------------------------------------------------------------------------------------- OpenPose's CSVs
@@ -176,7 +179,7 @@ def test_market_rows_become_people(openpose_files, tmp_path, capsys):
     with open(index.image_path(0), "rb") as copy:
         assert copy.read() == (tmp_path / "images" / "train" / "1.jpg").read_bytes()
     out = capsys.readouterr().out
-    for words in ("1 rows without image", "1 images without row", "1 rows of an image that had one", "pairs: 2 of 3 kept"):
+    for words in ("1 rows without image", "1 images without row", "1 rows of an image that had one", "pairs: 2 of 3 kept; 0 have an image that no row names, 1 one"):
         assert words in out
     assert "gone.jpg: rows without image" in (tmp_path / "out" / "left_out.txt").read_text()
 
@@ -216,16 +219,37 @@ def test_of_images_of_one_name_those_in_the_folder_of_the_split_are_taken(openpo
     assert load_image(Index(str(tmp_path / "out" / "index.p")).image_path(0), 16)[0, 0, 0] == 200
 
 
-def test_annotations_of_another_size_are_refused(openpose_files, tmp_path, capsys):
+@pytest.mark.parametrize("size, rows_size, words", [
+    ((128, 256), (64, 128), "its images are 128 x 256; expected 64 x 128"), ((96, 192), (64, 128), "its images are 96 x 192"),
+    ((64, 128), (256, 256), "its joints reach to (192, 243), and its images are 64 x 128"),
+    ((256, 256), (64, 128), "its joints reach to (48, 121), and its images are 256 x 256")])
+def test_annotations_that_do_not_go_with_the_images_are_refused(openpose_files, tmp_path, capsys, size, rows_size, words):
     for i in range(20):
-        save(tmp_path / "images" / ("%d.png" % i), 128, 256)
-    rows = [row("%d.png" % i, 256, 256) for i in range(20)]
+        save(tmp_path / "images" / ("%d.png" % i), *size)
+    rows = [row("%d.png" % i, *rows_size) for i in range(20)]
     assert run(*openpose_files(rows, rows[:1])) == 2
-    assert "annotations.csv: joints up to (192, 243) do not fit its images of 128 x 256" in capsys.readouterr().err
-    rows = [row("%d.png" % i, 32, 64) for i in range(20)]
-    assert run(*openpose_files(rows, rows[:1])) == 2
-    assert "expected coordinates in pixels of the images, not of smaller ones" in capsys.readouterr().err
+    assert "annotations.csv: " + words in capsys.readouterr().err
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
+
+
+def test_narrow_coordinates_go_with_wide_images(openpose_files, tmp_path):
+    for i in range(21):
+        save(tmp_path / "images" / ("%d.png" % i), 256, 256)
+    rows = [row("%d.png" % i, 176, 256) for i in range(21)]
+    assert run(*openpose_files(rows[:20], [row("20.png", 256, 256)])) == 0
+    index = Index(str(tmp_path / "out" / "index.p"))
+    np.testing.assert_allclose(point(index, 0, "relbow")[0], (52 + 40) / 256.)
+    np.testing.assert_allclose(point(index, 20, "relbow")[0], 76 / 256.)
+
+
+def test_single_misfits_are_left_out_by_name(openpose_files, tmp_path, capsys):
+    for i in range(22):
+        save(tmp_path / "images" / ("%d.png" % i), *((100, 100) if i == 3 else (64, 128)))
+    rows = [row("%d.png" % i, **({"lwrist": (64, 5)} if i == 5 else {})) for i in range(22)]
+    assert run(*openpose_files(rows[:20], rows[20:])) == 0
+    assert len(Index(str(tmp_path / "out" / "index.p")).images) == 20
+    left_out = (tmp_path / "out" / "left_out.txt").read_text()
+    assert "3.png: images of another size" in left_out and "5.png: rows with joints outside" in left_out
 
 
 # ---------------------------------------------------------------------------------------------- own photos
@@ -249,6 +273,8 @@ def test_photos_become_people_and_the_others_are_named(tmp_path, capsys, monkeyp
         save(tmp_path / "photos" / name, 200, 200)
     (tmp_path / "photos" / "c.jpg").write_bytes(b"no photo")
     (tmp_path / "photos" / "notes.txt").write_text("no photo either")
+    (tmp_path / "photos" / "d.heic").write_bytes(b"")
+    os.symlink(str(tmp_path / "photos"), str(tmp_path / "photos" / "below" / "loop"))
     current = []
     monkeypatch.setattr(photos, "load_estimator", lambda: None)
     monkeypatch.setattr(photos, "read_image", lambda path, read=photos.read_image: current.append(path) or read(path))
@@ -259,10 +285,10 @@ def test_photos_become_people_and_the_others_are_named(tmp_path, capsys, monkeyp
     assert load_image(index.image_path(0), 64).shape == (64, 64, 3) and len(index.usable("test")) == 1
     assert all(point(index, i, "rshoulder")[0] < point(index, i, "lshoulder")[0] for i in range(3))
     out = capsys.readouterr().out
-    for line in ("c.jpg: cannot be read", "nobody.jpg: no person found", "sitting.jpg: hips or shoulders not seen",
+    for line in ("d.heic: of another kind than JPEG and PNG; convert them", "nobody.jpg: no person found", "sitting.jpg: hips or shoulders not seen",
                  "bent.jpg: torso smaller than 15 % of the crop"):
         assert "left out: %s\n" % line in out
-    assert "7 images seen, 3 people kept" in out
+    assert "8 images seen, 3 people kept" in out and "c.jpg: cannot be read as an image: " in out
 
 
 def test_photos_without_mediapipe_say_what_to_install(tmp_path, capsys, monkeypatch):
@@ -319,6 +345,8 @@ def test_nothing_is_lost_that_is_there_already(coco_files, tmp_path, capsys):
     ('{"images": [], "annotations": [{"id": 1, "image_id": 1, "keypoints": [1, 2], "bbox": [0, 0, 1, 1]}]}',
      "annotations[0]: keypoints: expected 51 numbers, found [1, 2]"),
     (json.dumps({"images": [], "annotations": [coco_person(1, 1, (0, 0, 9, 9))]}), "image_id: found 1, expected one of images"),
+    ('{"images": [{"id": "a\\u0000b", "file_name": "a.jpg"}], "annotations": []}', "images[0]: expected id and file_name"),
+    ('{"images": [{"id": 1, "file_name": "\\ud800.jpg"}], "annotations": []}', "images[0]: expected id and file_name"),
     ('{"images": [], "annotations": []}', "no person could be used: there is no image"), (None, "No such file")])
 def test_bad_coco_files_are_one_line(tmp_path, capsys, content, words):
     path = tmp_path / "bad.json"
@@ -348,8 +376,29 @@ def test_bad_pair_lists_name_the_line(openpose_files, tmp_path, capsys):
     assert "pairs.csv: line 2: expected two image names, found a.png,b.png,c.png" in capsys.readouterr().err
 
 
+def test_bad_options_are_one_line(capsys):
+    for options, words in ((["photos", "a", "--out", "b", "--size", "abc"], "--size: expected a whole number from 1 to 10000"),
+                           (["photos", "a", "--out", "b", "--test", "10%"], "--test: expected a number between 0 and 1"),
+                           (["openpose", "--test", "0.2"], "required"), (["photos", "a"], "--out"), ([], "required")):
+        with pytest.raises(SystemExit) as end:
+            run(*options)
+        error = capsys.readouterr().err
+        assert end.value.code == 2 and words in error and error.count("\n") == 1
+
+
+def test_two_runs_do_not_make_the_same_data_set(tmp_path, capsys):
+    from tools.index_builder import IndexBuilder
+    save(tmp_path / "photos" / "a.jpg", 20, 20)
+    with IndexBuilder(str(tmp_path / "out"), photos.JOINTS):
+        assert run("photos", tmp_path / "photos", "--out", tmp_path / "out") == 2
+        assert "another run is making" in capsys.readouterr().err
+
+
 def test_folders_that_are_not_there(openpose_files, tmp_path, capsys):
     assert run(*openpose_files([row("a.png")], [row("a.png")])) == 2
     assert "--images: there is no folder" in capsys.readouterr().err
     assert run("photos", tmp_path / "nowhere", "--out", tmp_path / "out") == 2
     assert "no such folder" in capsys.readouterr().err
+    (tmp_path / "a.json").write_text('{"images": [], "annotations": []}')
+    assert run("coco", "--annotations", tmp_path / "a.json", "--images", tmp_path, tmp_path / "no", "--out", tmp_path / "out") == 2
+    assert "--images: there is no folder" in capsys.readouterr().err

@@ -15,12 +15,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from batches import PARTS, Examples, Loader, cpu_count
-from data_index import J, JOINTS, Index, index_faults, is_list, is_visible, leaves_folder, read_image, read_index
-from errors import UserError
+from data_index import J, JOINTS, Index, index_faults, is_file_name, is_list, is_visible, leaves_folder, read_image, read_index
+from errors import Parser, UserError, reason, shown
 
 PREVIEW = "preview.png"
 PREVIEW_SIZE = 128
 PREVIEW_PEOPLE = 8
+LARGEST_IMAGE_FILE = 10**8  # bytes that are compared
+MOST_LINES = 20  # of one kind of suspicion
 FEWEST_TO_JUDGE = 5  # people from whom on "most of them" means something
 
 
@@ -30,6 +32,9 @@ def main(argv=None):
         faults = check(options.index, options.allow_outside_images)
     except UserError as error:
         faults = [str(error)]
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     for fault in faults:
         print("error: %s" % fault, file=sys.stderr)
     if faults:
@@ -40,7 +45,7 @@ def main(argv=None):
 
 
 def parse_options(argv):
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="batches.py", formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Checks a data index: its rules, its images, what looks suspicious. Writes %s. Exit code 0 when\n"
                     "training can start, 2 when not." % PREVIEW)
@@ -80,8 +85,7 @@ def check(path, allow_outside):
 def image_names(data, allow_outside):
     """The image paths in the dict of an index, of which the rest may have any fault."""
     images = data["imgs"] if "imgs" in data and is_list(data["imgs"]) else ()
-    return sorted({str(name) for name in images if isinstance(name, str) and name and "\0" not in name
-                   and (allow_outside or not leaves_folder(name))})
+    return sorted({str(name) for name in images if is_file_name(name) and (allow_outside or not leaves_folder(name))})
 
 
 def check_images(folder, names):
@@ -91,7 +95,7 @@ def check_images(folder, names):
         try:
             size = read_image(path).size
             with open(path, "rb") as file:
-                return name, size, hashlib.md5(file.read()).digest(), None
+                return name, size, hashlib.md5(file.read(LARGEST_IMAGE_FILE)).digest(), None
         except UserError as error:
             return name, None, None, str(error)
 
@@ -137,6 +141,9 @@ def suspicions(joints):
     share(right_of["eye"], face & facing, "the eyes seem swapped: with %.0f %% of the %d people who face the camera, the "
           "right eye is on the image's right")
 
+    largest = np.where(visible, joints.max(axis=-1), 0).max(axis=1)
+    for number in np.flatnonzero(largest > 1.5)[:MOST_LINES]:
+        found.append("joints[%d]: a visible joint is at %g, far outside of its image" % (number, largest[number]))
     if visible.any():
         seen = joints[visible]
         outside = (seen > 1).any(axis=1).mean()
@@ -164,7 +171,8 @@ def shared_images(index, digests):
     shared = [digest for digest in splits if len(splits[digest]) == 2]
     if not shared:
         return []
-    return ["%d images appear in both splits, for example %s" % (len(shared), " and ".join(sorted(set(names[shared[0]]))[:2]))]
+    examples = [shown(name, 1000) for name in sorted(set(names[shared[0]]))[:2]]
+    return ["%d images appear in both splits, for example %s" % (len(shared), " and ".join(examples))]
 
 
 # ---------------------------------------------------------------------------------------------- the preview
@@ -182,6 +190,7 @@ def write_preview(index, decodable):
         rows.append(np.concatenate([example.image, example.stick] + np.split(parts, len(PARTS), axis=-1), axis=1))
     try:
         Image.fromarray(np.concatenate(rows)).save(PREVIEW)
-    except OSError as error:
-        raise UserError("%s: cannot be written: %s" % (PREVIEW, error.strerror))
+    except OSError as error:  # a pity, and no fault of the index
+        print("warning: %s cannot be written: %s" % (PREVIEW, reason(error)), file=sys.stderr)
+        return
     print("%s: of %d people the image, the stick figure (right limbs red, left limbs green) and the part crops" % (PREVIEW, len(rows)))

@@ -5,7 +5,7 @@ import os
 
 import numpy as np
 
-from data_index import leaves_folder, read_image
+from data_index import is_file_name, leaves_folder, read_image
 from errors import UserError, reason, shown
 from tools.index_builder import cut_square, in_parallel, square_around
 
@@ -17,6 +17,9 @@ NOT_LABELLED, HIDDEN, VISIBLE = 0, 1, 2
 
 def add_people(builder, options):
     """Takes in the people of options.annotations and, for tests, of options.test_annotations."""
+    for folder in options.images:
+        if not os.path.isdir(folder):
+            raise UserError("--images: there is no folder %s" % shown(folder, 1000))
     sources = [(options.annotations, None if options.test_annotations is None else True)]
     if options.test_annotations is not None:
         sources.append((options.test_annotations, False))
@@ -31,14 +34,14 @@ def read_annotations(path):
         with open(path, encoding="utf-8") as file:
             data = json.load(file)
     except OSError as error:
-        raise UserError("%s: %s" % (path, error.strerror))
+        raise UserError("%s: cannot be read: %s" % (path, error.strerror))
     except (ValueError, RecursionError) as error:
         raise UserError("%s: is not JSON: %s" % (path, reason(error)))
     if not isinstance(data, dict) or not all(isinstance(data.get(key), list) for key in ("images", "annotations")):
         raise UserError("%s: expected COCO's person_keypoints_*.json with the lists images and annotations" % path)
     photos, people = {}, collections.defaultdict(list)
     for i, photo in enumerate(data["images"]):
-        if not isinstance(photo, dict) or not isinstance(photo.get("id"), (int, str)) or not _is_name(photo.get("file_name")):
+        if not isinstance(photo, dict) or not _is_id(photo.get("id")) or not _is_name(photo.get("file_name")):
             raise UserError("%s: images[%d]: expected id and file_name, found %s" % (path, i, shown(photo)))
         photos[photo["id"]] = photo["file_name"]
     for i, person in enumerate(data["annotations"]):
@@ -53,11 +56,15 @@ def read_annotations(path):
 
 
 def _is_name(name):
-    return isinstance(name, str) and bool(name) and "\0" not in name and not leaves_folder(name)
+    return is_file_name(name) and not leaves_folder(name)
+
+
+def _is_id(value):
+    return isinstance(value, int) or is_file_name(value)
 
 
 def _annotation_fault(person):
-    if not isinstance(person, dict) or not all(isinstance(person.get(key), (int, str)) for key in ("id", "image_id")):
+    if not isinstance(person, dict) or not all(_is_id(person.get(key)) for key in ("id", "image_id")):
         return "expected id and image_id, found %s" % shown(person)
     for key, length in (("keypoints", 3 * len(JOINTS)), ("bbox", 4)):
         value = person.get(key)
@@ -71,10 +78,9 @@ def _is_coordinate(value):
 
 def add_photos(builder, photos, people, train, options):
     """Takes in the people of each photo; train None: to be split."""
-    wanted = sorted((photos[photo], photo) for photo in photos)
-    builder.images_seen += len(wanted)
     jobs = []
-    for name, photo in wanted:
+    for photo, name in sorted(photos.items(), key=lambda item: (item[1], str(item[0]))):
+        builder.images_seen += find_photo(name, options.images) is not None
         chosen = []
         for person in sorted(people[photo], key=lambda person: str(person["id"])):
             joints, points = joints_and_body(person, options.keep_hidden)
@@ -87,7 +93,7 @@ def add_photos(builder, photos, people, train, options):
             jobs.append((name, chosen))
 
     def cut(job):
-        """The crops of a photo: [(name, joints in shares of the crop, pixels)], or why there are none."""
+        """The crops of a photo: [(name, joints in shares of the crop, JPEG)], or why there are none."""
         name, chosen = job
         path = find_photo(name, options.images)
         if path is None:
@@ -109,8 +115,8 @@ def add_photos(builder, photos, people, train, options):
             for person, _, _ in chosen:
                 builder.leave_out(_crop_name(name, person), crops)
         else:
-            for crop_name, joints, pixels in crops:
-                builder.add(crop_name, joints, train, group=name, pixels=pixels)
+            for crop_name, joints, jpeg in crops:
+                builder.add(crop_name, joints, train, group=name, jpeg=jpeg)
 
 
 def joints_and_body(person, keep_hidden):

@@ -1,5 +1,7 @@
 """What every source of people shares: square crops, and a data set that appears whole or not at all."""
 import collections
+import fcntl
+import io
 import multiprocessing.pool
 import os
 import pickle
@@ -11,7 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data_index import TORSO, is_visible
-from errors import UserError, reason
+from errors import UserError, reason, shown
 
 MARGIN = 0.15  # of the longer side of a person's box, on each side
 # All that a data set of this tool consists of; a folder that holds anything else is never replaced.
@@ -24,7 +26,7 @@ class IndexBuilder(object):
     """A data set in the making: images/, index.p and left_out.txt in the folder `out`.
 
     with IndexBuilder("data/mine", names) as builder:
-        builder.add("one.jpg", joints, pixels=crop)
+        builder.add("one.jpg", joints, jpeg=crop)
         builder.leave_out("two.jpg", "no person found")
         builder.finish()
 
@@ -38,51 +40,68 @@ class IndexBuilder(object):
         self.joint_order = list(joint_order)
         self.people, self.left_out, self.names = [], [], set()
         self.images_seen = 0
-        if os.path.isfile(self.out):
-            raise UserError("--out: %s: expected a folder, found a file" % out)
+        try:
+            self._check(overwrite)
+        except OSError as error:
+            raise UserError("--out: %s: %s" % (out, error.strerror))
+
+    def _check(self, overwrite):
+        """Refuses places where something would be lost."""
+        if not self.name or os.path.isfile(self.out):
+            raise UserError("--out: %s: expected a folder, found %s" % (self.name, "a file" if self.name else "nothing"))
         if os.path.isdir(self.out) and os.listdir(self.out) and not (overwrite and _is_data_set(self.out)):
             raise UserError("--out: %s: expected a new or empty folder%s, found one with %s in it" % (
-                out, " or, with --overwrite, a data set of this tool" if overwrite or _is_data_set(self.out) else "",
+                self.name, " or, with --overwrite, a data set of this tool" if overwrite or _is_data_set(self.out) else "",
                 ", ".join(sorted(os.listdir(self.out))[:3])))
         if os.path.ismount(self.out):
-            raise UserError("--out: %s: expected a folder that can be renamed, found a mount point; take one in it" % out)
+            raise UserError("--out: %s: expected a folder that can be renamed, found a mount point; take one in it" % self.name)
         for path in (self.partial, self.old):
             if os.path.exists(path) and not _is_data_set(path):
                 raise UserError("--out: %s is in the way: expected what an interrupted run left there, or nothing" % path)
 
     def __enter__(self):
         try:
-            shutil.rmtree(self.partial, ignore_errors=True)
+            os.makedirs(self.partial, exist_ok=True)
+            self._lock = os.open(self.partial, os.O_RDONLY)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for name in os.listdir(self.partial):
+                path = os.path.join(self.partial, name)
+                shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
             os.makedirs(os.path.join(self.partial, "images"))
+        except BlockingIOError:
+            raise UserError("--out: another run is making %s" % self.name)
         except OSError as error:
             raise UserError("--out: cannot make the folder %s: %s" % (self.partial, error.strerror))
         return self
 
     def __exit__(self, *unused):
         shutil.rmtree(self.partial, ignore_errors=True)
+        os.close(self._lock)
 
-    def add(self, name, joints, train=None, group=None, pixels=None, source=None):
+    def add(self, name, joints, train=None, group=None, jpeg=None, source=None):
         """Takes a person in, or leaves out one without both hips and both shoulders; returns whether it did.
 
         name: of the image; joints: (J, 2) in shares of width and height, negative where missing, and what lies outside
         of the image becomes missing. train: whether for training, or None, to be chosen for all images of a `group` at
-        once. The image is either `pixels`, (h, w, 3) uint8, saved as JPEG, or the file `source`, copied.
+        once. The image is either `jpeg`, the bytes of its file, or the file `source`, copied.
         """
         joints = np.array(joints, np.float32)
         joints[~is_visible(joints) | (joints >= 1).any(axis=1)] = -1
         if not self.has_torso(joints):
             self.leave_out(name, "hips or shoulders not seen")
             return False
-        stem = os.path.splitext(name.replace(os.sep, "_"))[0]
-        extension = ".jpg" if pixels is not None else os.path.splitext(source)[1]
+        # A file name that is no text, of an old disk, say, is no name for an index.
+        stem = os.path.splitext(name.replace(os.sep, "_"))[0].encode("utf-8", "replace").decode()
+        extension = ".jpg" if jpeg is not None else os.path.splitext(source)[1]
         number, image = 1, stem + extension
         while image in self.names:
             number, image = number + 1, "%s_%d%s" % (stem, number, extension)
         self.names.add(image)
         path = os.path.join(self.partial, "images", image)
         try:
-            if pixels is not None:
-                Image.fromarray(pixels).save(path, "JPEG", quality=95, subsampling=0)
+            if jpeg is not None:
+                with open(path, "wb") as file:
+                    file.write(jpeg)
             else:
                 shutil.copyfile(source, path)
         except OSError as error:
@@ -90,9 +109,13 @@ class IndexBuilder(object):
         self.people.append(Person("images/" + image, joints, train, group or name))
         return True
 
-    def leave_out(self, name, why):
-        """Notes somebody who is not taken in."""
-        self.left_out.append((name, why))
+    def leave_out(self, name, why, details=None):
+        """Notes somebody who is not taken in, and why: the reason to count by, and perhaps more to print."""
+        self.left_out.append((name, why, details or why))
+
+    def left_out_lines(self):
+        """A line for everybody who was left out."""
+        return ["%s: %s" % (shown(name, 1000), details) for name, _, details in self.left_out]
 
     def has_torso(self, joints):
         """Whether both hips and both shoulders are among joints (J, 2)."""
@@ -107,7 +130,7 @@ class IndexBuilder(object):
                      joints=np.stack([person.joints for person in self.people]), **extra)
         try:
             with open(os.path.join(self.partial, "left_out.txt"), "w", encoding="utf-8", errors="replace") as file:
-                file.writelines("%s: %s\n" % item for item in self.left_out)
+                file.writelines(line + "\n" for line in self.left_out_lines())
             with open(os.path.join(self.partial, "index.p"), "wb") as file:
                 pickle.dump(index, file, protocol=2)
             if os.path.isdir(self.out):
@@ -141,7 +164,7 @@ class IndexBuilder(object):
         print("to check it and see it: python batches.py %s" % os.path.join(self.name, "index.p"))
 
     def _reasons(self):
-        return ", ".join("%d %s" % (n, why) for why, n in collections.Counter(why for _, why in self.left_out).most_common())
+        return ", ".join("%d %s" % (n, why) for why, n in collections.Counter(why for _, why, _ in self.left_out).most_common())
 
 
 def _is_data_set(folder):
@@ -153,7 +176,7 @@ def in_order(items):
     return tqdm(items, unit="image", mininterval=0.2 if sys.stderr.isatty() else 10)
 
 
-def in_parallel(function, items, chunk=64):
+def in_parallel(function, items, chunk=16):
     """function(item) of each item, in order, made ahead in threads, a chunk at a time; under a progress bar."""
     bar = iter(in_order(items))
     with multiprocessing.pool.ThreadPool() as pool:
@@ -175,11 +198,33 @@ def square_around(points, width, height):
 
 
 def cut_square(image, square, size):
-    """The square (x, y, side) of a PIL image as (size, size, 3) uint8; the photo's edges replicated around it."""
+    """The square (x, y, side) of a PIL image as the bytes of a JPEG of size x size; the photo's edges replicated around it."""
     x, y, side = square
-    inside = image.crop((max(x, 0), max(y, 0), min(x + side, image.width), min(y + side, image.height)))
-    pixels = np.asarray(inside)
-    around = ((max(-y, 0), max(y + side - image.height, 0)), (max(-x, 0), max(x + side - image.width, 0)), (0, 0))
-    if np.any(around):
-        pixels = np.pad(pixels, around, mode="edge")
-    return np.asarray(Image.fromarray(pixels).resize((size, size), Image.BILINEAR))
+    scale = size / float(side)
+    box = max(x, 0), max(y, 0), min(x + side, image.width), min(y + side, image.height)
+    left, top, right, bottom = (int(round(v)) for v in ((box[0] - x) * scale, (box[1] - y) * scale,
+                                                        (box[2] - x) * scale, (box[3] - y) * scale))
+    # Shrunk before it is filled up: a square around somebody across a panorama is mostly filling.
+    left, top = min(left, size - 1), min(top, size - 1)
+    inside = image.resize((max(1, right - left), max(1, bottom - top)), Image.BILINEAR, box=box)
+    pixels = np.pad(np.asarray(inside), ((top, size - top - inside.height), (left, size - left - inside.width), (0, 0)),
+                    mode="edge")
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=95, subsampling=0)
+    return file.getvalue()
+
+
+def files_below(folder, extensions, builder):
+    """Sorted paths of the files with these extensions in a folder and below; links are followed, each folder once, and
+    what the builder makes or made is left alone.
+    """
+    seen, found = {builder.out, builder.partial, builder.old}, []
+    for base, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(base)
+        if real in seen:
+            folders[:] = []
+            continue
+        seen.add(real)
+        found += [os.path.join(base, name) for name in names
+                  if name.lower().endswith(extensions) and not name.startswith(".")]
+    return sorted(found)

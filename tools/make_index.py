@@ -15,7 +15,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from errors import UserError  # noqa: E402
+from errors import Parser, UserError  # noqa: E402
 from tools import coco, openpose, photos  # noqa: E402
 from tools.index_builder import IndexBuilder  # noqa: E402
 
@@ -40,7 +40,7 @@ def main(argv=None):
 
 
 def parse_options(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sources = parser.add_subparsers(dest="source", metavar="coco | openpose | photos")
     sources.required = True  # an argument of add_subparsers only from Python 3.7 on, and not honoured there
 
@@ -77,14 +77,16 @@ def add_source(sources, name, text):
 
 
 def positive(text):
-    value = int(text)
-    if not 1 <= value <= 10000:
-        raise argparse.ArgumentTypeError("expected a number from 1 to 10000, found %s" % text)
-    return value
+    if not text.isdigit() or not 1 <= int(text[:9]) <= 10000:
+        raise argparse.ArgumentTypeError("expected a whole number from 1 to 10000, found %s" % text)
+    return int(text)
 
 
 def share(text):
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError("expected a number between 0 and 1, found %s" % text)
     return value

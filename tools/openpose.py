@@ -9,15 +9,16 @@ from PIL import Image
 
 from data_index import IMAGE_FORMATS
 from errors import UserError, reason, shown
-from tools.index_builder import in_parallel
+from tools.index_builder import files_below, in_parallel
 
 # OpenPose's order. The label lists published with the files have eyes and ears the other way round; photos matched to
 # their rows show this one.
 JOINTS = ("cnose", "cneck", "rshoulder", "relbow", "rwrist", "lshoulder", "lelbow", "lwrist", "rhip", "rknee", "rankle",
           "lhip", "lknee", "lankle", "reye", "leye", "rear", "lear")
 HEADER = "name:keypoints_y:keypoints_x"
-# DeepFashion's images are 256 wide or, with 40 pixels cut off on the left and on the right, 176.
-WIDE, NARROW, CUT_OFF = (256, 256), (176, 256), 40
+# Sizes of Market-1501's images and of DeepFashion's, which are 256 wide or, with 40 pixels cut off on either side, 176.
+MARKET, WIDE, NARROW = (64, 128), (256, 256), (176, 256)
+ENOUGH_ROWS = 20  # from which on extremes and means say something
 
 Row = collections.namedtuple("Row", "name joints train")
 Row.__doc__ = """joints: (18, 2) xy in pixels, -1 where missing."""
@@ -25,31 +26,32 @@ Row.__doc__ = """joints: (18, 2) xy in pixels, -1 where missing."""
 
 def add_people(builder, options):
     """Takes in the rows of options.annotations and options.test_annotations; returns what else the index keeps."""
-    rows = read_rows(options.annotations, True) + read_rows(options.test_annotations, False)
+    csvs = {True: options.annotations, False: options.test_annotations}
+    rows = [row for train in (True, False) for row in read_rows(csvs[train], train)]
     pairs = read_pairs(options.pairs) if options.pairs else None
-    paths = find_images(options.images)
+    if not os.path.isdir(options.images):
+        raise UserError("--images: there is no folder %s" % shown(options.images, 1000))
+    paths = files_below(os.path.abspath(options.images), (".jpg", ".jpeg", ".png"), builder)
     builder.images_seen = len(paths)
-    matched = match(rows, paths, options.images, builder)
+    matched = match(rows, paths, builder)
     used = {path for _, path in matched}
     for path in paths:
         if path not in used:
             builder.leave_out(os.path.relpath(path, options.images), "images without row")
 
     sizes = list(in_parallel(lambda pair: image_size(pair[1]), matched))
-    frames = {}
-    for train, csv in ((True, options.annotations), (False, options.test_annotations)):
-        of_csv = [(row, size) for (row, _), size in zip(matched, sizes) if row.train == train and size]
-        frames[train] = choose_frames(csv, of_csv)
+    frames = {train: choose_frame(csv, [row for row in rows if row.train == train],
+                                  [size for (row, _), size in zip(matched, sizes) if row.train == train])
+              for train, csv in csvs.items()}
     numbers = {}
     for (row, path), size in zip(matched, sizes):
-        if size is None:
-            builder.leave_out(row.name, "images that cannot be read")
-            continue
-        left, width, height = frames[row.train][size]
-        joints = np.where(row.joints < 0, -1, (row.joints - (left, 0)) / (width, height))
-        if builder.add(row.name, joints, row.train, source=path):
-            numbers.setdefault(row.name, len(builder.people) - 1)
-    return {} if pairs is None else {"pairs": number_pairs(pairs, numbers)}
+        joints, why = to_shares(row.joints, frames[row.train], size)
+        if why:
+            builder.leave_out(row.name, why)
+        elif builder.add(row.name, joints, row.train, source=path):
+            for key in _keys(row.name):
+                numbers.setdefault(key, len(builder.people) - 1)
+    return {} if pairs is None else {"pairs": number_pairs(pairs, numbers, {key for row in rows for key in _keys(row.name)})}
 
 
 # ---------------------------------------------------------------------------------------------- the CSVs
@@ -98,10 +100,20 @@ def read_pairs(path):
     return pairs
 
 
-def number_pairs(pairs, numbers):
-    """(P, 2) int64: the pairs as numbers of images; says how many have an image that was left out."""
-    kept = [(numbers[a], numbers[b]) for a, b in pairs if a in numbers and b in numbers]
-    print("pairs: %d of %d kept; of the others an image was left out" % (len(kept), len(pairs)))
+def number_pairs(pairs, numbers, known):
+    """(P, 2) int64: the pairs as numbers of images.
+
+    numbers: of the images in the index, by _keys; known: the keys of all rows. Says what became of the other pairs.
+    """
+    kept, unknown = [], 0
+    for pair in pairs:
+        found = [next((numbers[key] for key in _keys(name) if key in numbers), None) for name in pair]
+        if None not in found:
+            kept.append(found)
+        else:
+            unknown += not all(any(key in known for key in _keys(name)) for name in pair)
+    print("pairs: %d of %d kept; %d have an image that no row names, %d one that was left out"
+          % (len(kept), len(pairs), unknown, len(pairs) - len(kept) - unknown))
     return np.array(kept, np.int64).reshape(-1, 2)
 
 
@@ -110,29 +122,21 @@ def _read_lines(path):
         with open(path, encoding="utf-8-sig") as file:
             return file.read().splitlines()
     except OSError as error:
-        raise UserError("%s: %s" % (path, error.strerror))
+        raise UserError("%s: cannot be read: %s" % (shown(path, 1000), error.strerror))
     except UnicodeDecodeError as error:
         raise UserError("%s: is not text: %s" % (path, reason(error)))
 
 
 # ---------------------------------------------------------------------------------------------- the images
 
-def find_images(folder):
-    """Sorted paths of all image files in the folder and below. Raises UserError where it is none."""
-    if not os.path.isdir(folder):
-        raise UserError("--images: there is no folder %s" % folder)
-    return sorted(os.path.join(base, name) for base, _, names in os.walk(folder, followlinks=True) for name in names
-                  if name.lower().endswith((".jpg", ".jpeg", ".png")))
-
-
-def match(rows, paths, folder, builder):
+def match(rows, paths, builder):
     """[(row, path)] of the rows that have an image; notes the others.
 
     An image's own name goes first, then that name without extension, then the spellings of DeepFashion's.
     """
     by_key = collections.defaultdict(list)
     for path in paths:
-        for key in _keys(os.path.relpath(path, folder)):
+        for key in _keys(path):
             by_key[key].append(path)
     candidates, seen = [], set()
     for row in rows:
@@ -171,28 +175,41 @@ def image_size(path):
         return None
 
 
-def choose_frames(csv, rows):
-    """What the coordinates of a CSV count from: {size of image: (left, width, height)}, an offset and a scale.
+def choose_frame(csv, rows, sizes):
+    """The size of the images in whose pixels a CSV counts: one of MARKET, WIDE and NARROW.
 
-    rows: [(Row, size of its image)]. Joints lie within the images they were found in, so they are counted in pixels of
-    images of that size; only DeepFashion's narrow images also go with coordinates for the wide ones. Raises UserError
-    where joints lie outside.
+    rows: all of the CSV; sizes: of their images, None for those that cannot be read. Once for the whole CSV, as single
+    people can stand anywhere: DeepFashion's narrow images go with coordinates for the wide ones too, and the other way
+    round. Raises UserError where coordinates and images do not go together.
     """
-    frames = {}
-    for size in {size for _, size in rows}:
-        joints = np.concatenate([row.joints for row, image_size in rows if image_size == size])
-        joints = joints[joints[:, 0] >= 0]
-        if not len(joints):
-            joints = np.zeros((1, 2))
-        left, frame = 0, size
-        if size == NARROW and (joints[:, 0].max() >= NARROW[0] or joints[:, 0].mean() > (NARROW[0] + WIDE[0]) / 4.0):
-            left, frame = CUT_OFF, WIDE
-        largest = joints.max(axis=0)
-        if (largest >= frame).any():
-            raise UserError("%s: joints up to (%d, %d) do not fit its images of %d x %d: expected coordinates in pixels of "
-                            "the images" % ((csv,) + tuple(largest) + size))
-        if len(rows) >= 20 and (largest < np.array(frame) / 2.0).all():
-            raise UserError("%s: joints up to (%d, %d) only, in images of %d x %d: expected coordinates in pixels of the "
-                            "images, not of smaller ones" % ((csv,) + tuple(largest) + size))
-        frames[size] = (left,) + size
-    return frames
+    joints = np.concatenate([row.joints for row in rows] or [np.zeros((0, 2))])
+    joints = joints[joints[:, 0] >= 0]
+    common = collections.Counter(size for size in sizes if size is not None).most_common(1)
+    if not common or not len(joints):
+        return MARKET  # nobody to place
+    size = common[0][0]
+    if size not in (MARKET, WIDE, NARROW):
+        raise UserError("%s: its images are %d x %d; expected 64 x 128, 256 x 256 or 176 x 256, as in the data sets that "
+                        "these files belong to" % ((csv,) + size))
+    frame, largest, mean = size, joints.max(axis=0), joints[:, 0].mean()
+    if size == NARROW and (largest[0] >= NARROW[0] or mean > (NARROW[0] + WIDE[0]) / 4.0):
+        frame = WIDE
+    elif size == WIDE and len(rows) >= ENOUGH_ROWS and largest[0] < NARROW[0] and mean < (NARROW[0] + WIDE[0]) / 4.0:
+        frame = NARROW
+    outside = (joints >= frame).any(axis=1).mean()
+    if outside > 0.1 or len(rows) >= ENOUGH_ROWS and (largest < np.array(frame) / 2.0).any():
+        raise UserError("%s: its joints reach to (%d, %d), and its images are %d x %d: expected coordinates in pixels of "
+                        "such images" % ((csv,) + tuple(largest) + size))
+    return frame
+
+
+def to_shares(joints, frame, size):
+    """(joints (18, 2) in shares of an image of this size, None), or (None, why not)."""
+    if size is None:
+        return None, "images that cannot be read"
+    if size != frame and {size, frame} != {WIDE, NARROW}:
+        return None, "images of another size than most"
+    if (joints >= frame).any():
+        return None, "rows with joints outside of the image"
+    left = (frame[0] - size[0]) / 2.0
+    return np.where(joints < 0, -1, (joints - (left, 0)) / size), None

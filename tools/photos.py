@@ -4,9 +4,9 @@ import os
 import numpy as np
 
 from data_index import read_image
-from errors import UserError, reason
+from errors import UserError, reason, shown
 from quiet import quiet_stderr
-from tools.index_builder import cut_square, in_order, square_around
+from tools.index_builder import cut_square, files_below, in_order, square_around
 
 # The landmarks of MediaPipe that are kept, by their number there; left and right are the person's own.
 LANDMARKS = {"cnose": 0, "leye": 2, "reye": 5, "lear": 7, "rear": 8, "lshoulder": 11, "rshoulder": 12, "lelbow": 13,
@@ -14,7 +14,8 @@ LANDMARKS = {"cnose": 0, "leye": 2, "reye": 5, "lear": 7, "rear": 8, "lshoulder"
              "rankle": 28}
 JOINTS = tuple(LANDMARKS)
 J = {name: i for i, name in enumerate(JOINTS)}
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".heif")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm")
+TO_CONVERT = (".heic", ".heif", ".tif", ".tiff")  # taken for photos, but not read
 LEAST_VISIBILITY = 0.5  # MediaPipe's own estimate that a landmark is in the picture and not hidden
 LEAST_TORSO = 0.15  # of the crop's side
 
@@ -25,15 +26,18 @@ INSTALL = ("photos needs MediaPipe (Python 3.9 to 3.12), which has an environmen
 
 def add_people(builder, options):
     """Takes in the person of each photo below options.photos."""
-    paths = find_photos(options.photos)
+    paths = find_photos(options.photos, builder)
     builder.images_seen = len(paths)
     estimator = load_estimator()
     for path in in_order(paths):
         name = os.path.relpath(path, options.photos)
+        if name.lower().endswith(TO_CONVERT):
+            builder.leave_out(name, "of another kind than JPEG and PNG; convert them")
+            continue
         try:
             image = read_image(path)
-        except UserError:
-            builder.leave_out(name, "cannot be read")
+        except UserError as error:
+            builder.leave_out(name, "cannot be read", str(error))
             continue
         joints = find_joints(estimator, image)
         why = why_not(joints)
@@ -45,18 +49,17 @@ def add_people(builder, options):
             builder.leave_out(name, why)
             continue
         shares = np.where(joints < 0, -1, (joints - square[:2]) / square[2])
-        builder.add(name, shares, group=name, pixels=cut_square(image, square, options.size))
-    for name, why in builder.left_out:
-        print("left out: %s: %s" % (name, why))
+        builder.add(name, shares, group=name, jpeg=cut_square(image, square, options.size))
+    for line in builder.left_out_lines():
+        print("left out: " + line)
 
 
-def find_photos(folder):
+def find_photos(folder, builder):
     """Sorted paths of the photos in the folder and below. Raises UserError where there is none."""
-    paths = sorted(os.path.join(base, name) for base, _, names in os.walk(folder, followlinks=True) for name in names
-                   if name.lower().endswith(EXTENSIONS) and not name.startswith("."))
+    paths = files_below(folder, EXTENSIONS + TO_CONVERT, builder)
     if not paths:
         raise UserError("%s: expected a folder with photos (%s), found %s" % (
-            folder, " ".join(EXTENSIONS), "none in it" if os.path.isdir(folder) else "no such folder"))
+            shown(folder, 1000), " ".join(EXTENSIONS), "none in it" if os.path.isdir(folder) else "no such folder"))
     return paths
 
 

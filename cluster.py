@@ -1,0 +1,233 @@
+"""The workers of a training: processes that each train on their own batches and average their gradients.
+
+    cluster = join_cluster(config)                      # alone, unless TF_CONFIG names several workers
+    with tf.Graph().as_default(), cluster.device():
+        gradients, = cluster.average([gradients])
+        ...
+        with make_session(config, cluster): ...
+
+A worker is one process with one GPU or some cores. It finds the others in the environment variable TF_CONFIG, in the form
+that Kubeflow's TFJob and Vertex AI set:
+
+    {"cluster": {"worker": ["host:port", "host:port"]}, "task": {"type": "worker", "index": 0}}
+
+Worker 0 (the chief, where there is one) also listens at the port after its own, for signs of life: averaging would wait
+forever for a worker that is gone.
+"""
+import contextlib
+import json
+import os
+import socket
+import sys
+import threading
+import time
+
+import tensorflow.compat.v1 as tf
+
+from errors import UserError, shown
+from quiet import quiet_stderr
+from sessions import has_gpu, session_options
+
+BEAT = 2.0  # seconds between two signs of life
+SILENCE = 30.0  # seconds without one after which a worker is given up
+PATIENCE = 600.0  # seconds that workers may start apart from one another
+ALIVE, DONE = b".", b"!"
+LOST = 3  # exit code of a worker that lost another
+
+
+class Alone(object):
+    """The cluster of one worker."""
+
+    size, number, target, options = 1, 0, "", None
+
+    def device(self):
+        """A context in which operations are placed on this worker."""
+        return contextlib.nullcontext() if hasattr(contextlib, "nullcontext") else tf.device(None)
+
+    def average(self, tensors):
+        """The means over all workers of float32 tensors."""
+        return tensors
+
+    def leave(self):
+        """Says good-bye, so that the others do not miss this worker."""
+
+
+class Cluster(object):
+    """One of several workers: number out of size. target, options: of its sessions."""
+
+    def __init__(self, addresses, number, config):
+        self.size, self.number = len(addresses), number
+        self.options = session_options(config)
+        self.options.experimental.collective_group_leader = "/job:worker/replica:0/task:0"
+        self.options.device_filters.append("/job:worker/task:%d" % number)
+        try:
+            with quiet_stderr():
+                server = tf.train.Server({"worker": addresses}, "worker", number, config=self.options)
+        except tf.errors.OpError as error:
+            raise UserError("TF_CONFIG: worker %d cannot serve at %s: %s" % (number, addresses[number], error.message))
+        self._server = server
+        self.target = server.target
+        self._instances = 0
+        self._pulse = Pulse(addresses, number)
+
+    def device(self):
+        return tf.device("/job:worker/replica:0/task:%d/device:%s:0" % (self.number, "GPU" if has_gpu() else "CPU"))
+
+    def average(self, tensors):
+        return self._reduce(tensors, "Div")
+
+    def from_worker_0(self, tensors):
+        """Worker 0's values of float32 tensors."""
+        return self._reduce(tensors if self.number == 0 else [tf.zeros_like(tensor) for tensor in tensors], "Id")
+
+    def _reduce(self, tensors, final_op):
+        """Sums over workers, divided by their number or not: of one long tensor, which is faster than many, and needs no
+        agreement on their order.
+        """
+        self._instances += 1
+        flat = tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], axis=0)
+        flat = tf.raw_ops.CollectiveReduce(input=flat, group_size=self.size, group_key=1, instance_key=self._instances,
+                                           merge_op="Add", final_op=final_op, subdiv_offsets=[0])
+        sizes = [tensor.shape.num_elements() for tensor in tensors]
+        return [tf.reshape(part, tensor.shape) for part, tensor in zip(tf.split(flat, sizes), tensors)]
+
+    def leave(self):
+        self._pulse.leave()
+
+
+def join_cluster(config):
+    """The cluster that TF_CONFIG describes, joined once all its workers are there; Alone without it. Raises UserError."""
+    addresses, number = read_tf_config(os.environ.get("TF_CONFIG", ""))
+    return Cluster(addresses, number, config) if len(addresses) > 1 else Alone()
+
+
+def read_tf_config(text):
+    """(addresses of all workers, this one's number) out of TF_CONFIG's text. Raises UserError."""
+    def refuse(expected):
+        raise UserError("TF_CONFIG: found %s, expected %s" % (shown(text), expected))
+
+    if not text.strip():
+        return [], 0
+    try:
+        data = json.loads(text)
+        cluster, task = data.get("cluster") or {}, data.get("task") or {}
+        chiefs = list(cluster.get("chief") or cluster.get("master") or [])
+        workers = list(cluster.get("worker") or [])
+        kind, number = task.get("type", "worker"), int(task.get("index", 0))
+    except (AttributeError, TypeError, ValueError, RecursionError):
+        refuse('JSON like {"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}')
+    addresses = chiefs + workers
+    if not addresses:
+        return [], 0
+    if kind not in ("chief", "master", "worker") or set(cluster) - {"chief", "master", "worker"}:
+        refuse("chief and worker only, as gradients are averaged without parameter servers and evaluators")
+    number += len(chiefs) if kind == "worker" else 0
+    if not 0 <= number < len(addresses) or kind != "worker" and number >= len(chiefs):
+        refuse("a task that is in the cluster")
+    for address in addresses:
+        host, _, port = address.rpartition(":") if isinstance(address, str) else ("", "", "")
+        if not host or not port.isdigit() or not 0 < int(port) < 65535:
+            refuse("addresses like host:2222")
+    return addresses, number
+
+
+class Pulse(object):
+    """Signs of life between worker 0 and each other worker, in threads.
+
+    A process whose partner is silent or gone ends itself, with a line that says so: its own training may be waiting for that
+    partner within TensorFlow, where no exception reaches it.
+    """
+
+    def __init__(self, addresses, number):
+        self._addresses = addresses
+        self._done = threading.Event()
+        host, _, port = addresses[0].rpartition(":")
+        meet = self._wait_for_all if number == 0 else self._find_worker_0
+        try:
+            self._connections = meet(host.strip("[]"), int(port) + 1, number)
+        except OSError as error:
+            raise UserError("worker %d cannot %s at %s:%d: %s" % (
+                number, "listen for the others" if number == 0 else "reach worker 0", host, int(port) + 1, error))
+        for other, connection in self._connections.items():
+            connection.settimeout(SILENCE)
+            for act in (self._beat, self._listen):
+                thread = threading.Thread(target=act, args=(other, connection))
+                thread.daemon = True
+                thread.start()
+
+    def leave(self):
+        self._done.set()
+        for connection in self._connections.values():
+            try:
+                connection.sendall(DONE)
+            except OSError:
+                pass  # it left before
+
+    def _wait_for_all(self, host, port, number):
+        connections = {}
+        listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        with contextlib.closing(listener):
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("", port))
+            listener.listen(len(self._addresses))
+            end = time.time() + PATIENCE
+            while len(connections) < len(self._addresses) - 1:
+                listener.settimeout(max(0.1, end - time.time()))
+                try:
+                    connection, _ = listener.accept()
+                    connection.settimeout(5)
+                    connections[int(connection.recv(16))] = connection
+                except socket.timeout:
+                    if time.time() >= end:
+                        missing = sorted(set(range(1, len(self._addresses))) - set(connections))
+                        raise UserError("worker%s %s did not start within %d s" % (
+                            "s"[:len(missing) > 1], ", ".join("%d (%s)" % (i, self._addresses[i]) for i in missing), PATIENCE))
+                except ValueError:
+                    connection.close()  # a stranger
+            for connection in connections.values():
+                connection.sendall(ALIVE)  # all are there
+        return connections
+
+    def _find_worker_0(self, host, port, number):
+        end = time.time() + PATIENCE
+        while True:
+            try:
+                connection = socket.create_connection((host, port), timeout=5)
+                break
+            except OSError:
+                if time.time() >= end:
+                    raise
+                time.sleep(0.2)
+        connection.sendall(b"%d" % number)
+        connection.settimeout(max(1.0, end - time.time()))
+        if connection.recv(1) != ALIVE:
+            raise OSError("it ended before all workers were there")
+        return {0: connection}
+
+    def _beat(self, other, connection):
+        while not self._done.wait(BEAT):
+            try:
+                connection.sendall(ALIVE)
+            except OSError:
+                return  # _listen will notice
+
+    def _listen(self, other, connection):
+        what = "hangs: no sign of life for %d s" % SILENCE
+        try:
+            while True:
+                received = connection.recv(64)
+                if DONE in received:
+                    return
+                if not received:
+                    what = "has ended"
+                    break
+        except socket.timeout:
+            pass
+        except OSError:
+            what = "has ended"
+        if not self._done.wait(1):
+            # A worker that ends for a reason of its own says so; this one only follows.
+            sys.stderr.write("error: worker %d (%s) %s, and this one with it; the last checkpoint is whole, and the same "
+                             "command with --checkpoint goes on from it\n" % (other, self._addresses[other], what))
+            sys.stderr.flush()
+            os._exit(LOST)

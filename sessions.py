@@ -1,0 +1,48 @@
+"""TensorFlow's own settings: static graphs, threads, precision, XLA."""
+import os
+
+import tensorflow.compat.v1 as tf
+
+from batches import cpu_count
+from errors import UserError
+from quiet import quiet_stderr
+
+
+def set_up_tensorflow():
+    """Once, before anything else: static graphs and resource variables, as in TensorFlow 1, and no chatter."""
+    tf.logging.set_verbosity(tf.logging.ERROR)
+    tf.disable_eager_execution()
+    tf.enable_resource_variables()
+
+
+def make_session(config, target=""):
+    """A session for the default graph with the config's precision and compiler. Raises UserError."""
+    with quiet_stderr():  # TensorFlow reports an error where there is no GPU
+        return tf.Session(target, config=session_options(config))
+
+
+def session_options(config):
+    """The tf.ConfigProto of a config. Raises UserError where this machine cannot do what the config says."""
+    options = tf.ConfigProto(intra_op_parallelism_threads=cpu_count(), inter_op_parallelism_threads=cpu_count(),
+                             allow_soft_placement=True)  # a GPU has no kernel for the int32 step
+    options.gpu_options.allow_growth = True
+    rewrites = options.graph_options.rewrite_options
+    if config["precision"] == "mixed" and not has_gpu():
+        if not hasattr(rewrites, "auto_mixed_precision_onednn_bfloat16"):
+            raise UserError("precision: mixed: expected a GPU or, on CPUs, TensorFlow 2.x, found TensorFlow %s and no GPU"
+                            % tf.__version__)
+        rewrites.auto_mixed_precision_onednn_bfloat16 = rewrites.ON
+        # Sums of thousands of numbers lose too much in bfloat16's 8 bits.
+        os.environ.setdefault("TF_AUTO_MIXED_PRECISION_GRAPH_REWRITE_DENYLIST_ADD", "Mean,Sum")
+    if config["xla"]:
+        options.graph_options.optimizer_options.global_jit_level = tf.OptimizerOptions.ON_1
+        flags = os.environ.get("TF_XLA_FLAGS", "")
+        if "tf_xla_cpu_global_jit" not in flags:  # without it, only GPUs' part of the graph is compiled
+            os.environ["TF_XLA_FLAGS"] = (flags + " --tf_xla_cpu_global_jit").strip()
+    return options
+
+
+def has_gpu():
+    """Whether TensorFlow finds a GPU that it can use."""
+    with quiet_stderr():
+        return bool(tf.config.experimental.list_physical_devices("GPU"))

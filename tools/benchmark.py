@@ -1,0 +1,265 @@
+"""Measures the speed of training steps and of the input pipeline.
+
+    python tools/benchmark.py step --config market.yaml            a training step, beside the machine's matrix products
+    python tools/benchmark.py input --config market.yaml           the input pipeline alone, by number of threads
+    python tools/benchmark.py step --config market.yaml --against OTHER_CHECKOUT
+
+Where the config's data or VGG19's weights are missing, made-up data and random weights of the same sizes take their place.
+--json prints one line of JSON; --against runs the other checkout's benchmark turn about with this one's, and ratios.
+"""
+import argparse
+import json
+import os
+import pickle
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+
+STARTED = time.time()
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+import numpy as np  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from quiet import quiet_stderr  # noqa: E402
+
+with quiet_stderr():
+    import tensorflow.compat.v1 as tf
+
+from batches import BatchOrder, Loader, cpu_count, pipeline  # noqa: E402
+from config import load_config  # noqa: E402
+from data_index import JOINTS, Index  # noqa: E402
+from deeploss import load_weights  # noqa: E402
+from errors import UserError  # noqa: E402
+from graphs import TrainingGraph  # noqa: E402
+from sessions import make_session, set_up_tensorflow  # noqa: E402
+
+MATRIX_SIZE = 4096
+# Somebody standing upright: where the joints of made-up people are, give or take.
+STANDING = dict(zip(JOINTS, [(.4, .95), (.4, .75), (.42, .55), (.4, .3), (.3, .4), (.25, .5), (.48, .1), (.6, .95), (.6, .75),
+                             (.58, .55), (.6, .3), (.7, .4), (.75, .5), (.52, .1), (.5, .14)]))
+
+
+def main(argv=None):
+    options = parse_options(argv)
+    try:
+        if options.against:
+            results = compare(options)
+        else:
+            set_up_tensorflow()
+            config = load_config(options.config)
+            config.update(options.set)
+            with tempfile.TemporaryDirectory() as folder:
+                results = BENCHMARKS[options.what](config, options, folder)
+    except UserError as error:
+        print("error: %s" % error, file=sys.stderr)
+        return 2
+    if options.json:
+        print(json.dumps(results))
+    else:
+        for name, value in results.items():
+            print("%-28s %s" % (name, "%.4g" % value if isinstance(value, float) else value))
+    return 0
+
+
+def parse_options(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=sorted(BENCHMARKS))
+    parser.add_argument("--config", required=True, metavar="FILE")
+    parser.add_argument("--set", type=setting, action="append", default=[], metavar="KEY=VALUE",
+                        help="another value for a config key, for example precision=mixed")
+    parser.add_argument("--steps", type=int, default=10, metavar="N", help="measurements, after two that do not count (10)")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON")
+    parser.add_argument("--against", metavar="PATH", help="another checkout of this repository to compare with")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="how often --against runs either (3)")
+    options = parser.parse_args(argv)
+    if options.steps < 1 or options.rounds < 1:
+        parser.error("--steps and --rounds: expected 1 or more")
+    options.given = ["--set=%s=%s" % (key, json.dumps(value)) for key, value in options.set]
+    options.set = dict(options.set)
+    return options
+
+
+def setting(text):
+    """KEY=VALUE as a pair; the value is JSON or, failing that, text."""
+    key, _, value = text.partition("=")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+# ---------------------------------------------------------------------------------------------- training steps
+
+def benchmark_step(config, options, folder):
+    """Times training steps and, between them, matrix products, so that both meet the same moods of the machine."""
+    load, order = make_loader(config, folder)
+    try:
+        weights = load_weights(config["vgg_weights"] if os.path.isfile(config["vgg_weights"]) else "random",
+                               config["feature_layers"])
+    except UserError:
+        weights = load_weights("random", config["feature_layers"])
+    with tf.Graph().as_default():
+        iterator = tf.data.make_initializable_iterator(pipeline(load, order))
+        graph = TrainingGraph(config, iterator.get_next(), load.shapes(), weights)
+        flop = count_flop(graph.update)
+        product = matrix_product()
+        tf.get_default_graph().finalize()
+        with make_session(config) as session:
+            graph.start(session)
+            graph.initialise_from_data(session, load.batch(order.front(config["init_batches"] * config["batch_size"])))
+            session.run(iterator.initializer)
+            first = time.time() - STARTED
+            timed(session, [graph.scalars, graph.update])
+            after_first = time.time() - STARTED
+            timed(session, [graph.scalars, graph.update])
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+            session.run(product.initializer)
+            timed(session, product.op)
+            steps, products = [], []
+            for _ in range(options.steps):
+                steps.append(timed(session, [graph.scalars, graph.update]))
+                products.append(timed(session, product.op))
+    step, rate = float(np.median(steps)), product.gflop / float(np.median(products))
+    return {"config": os.path.basename(options.config), "tensorflow": tf.__version__, "precision": config["precision"],
+            "cores": cpu_count(), "step_s": step, "step_s_quartiles": [float(q) for q in np.percentile(steps, [25, 75])],
+            "images_per_s": config["batch_size"] / step, "gflop_per_step": flop / 1e9, "gflop_per_s": flop / 1e9 / step,
+            "matrix_product_gflop_per_s": rate, "share_of_matrix_product": flop / 1e9 / step / rate,
+            "peak_memory_gb": memory, "start_to_first_step_s": first, "start_to_end_of_first_step_s": after_first}
+
+
+def timed(session, fetches):
+    start = time.time()
+    session.run(fetches)
+    return time.time() - start
+
+
+class matrix_product(object):
+    """A float32 matrix product in the graph: op, initializer, gflop."""
+
+    def __init__(self, size=MATRIX_SIZE):
+        with tf.variable_scope("matrix_product"):
+            a = tf.get_variable("a", initializer=np.random.RandomState(0).rand(size, size).astype(np.float32),
+                                collections=[], trainable=False)
+        self.initializer = a.initializer
+        self.op = tf.matmul(a, a).op
+        self.gflop = 2e-9 * size**3
+
+
+def count_flop(op):
+    """Floating-point operations of convolutions and matrix products that running `op` takes, from their shapes."""
+    todo, seen, flop = [op], {op}, 0
+    while todo:
+        op = todo.pop()
+        flop += _flop_of(op)
+        for before in [tensor.op for tensor in op.inputs] + list(op.control_inputs):
+            if before not in seen:
+                seen.add(before)
+                todo.append(before)
+    return flop
+
+
+def _flop_of(op):
+    """2 per multiplication and addition: pixels of the side with fewer of them (the strided one) x kernel."""
+    def size(tensor, *axes):
+        return int(np.prod([int(tensor.shape[axis]) for axis in axes]))
+
+    if op.type == "Conv2D":
+        return 2 * size(op.outputs[0], 0, 1, 2) * size(op.inputs[1], 0, 1, 2, 3)
+    if op.type == "Conv2DBackpropInput":  # kernel, gradient
+        return 2 * size(op.inputs[2], 0, 1, 2) * size(op.inputs[1], 0, 1, 2, 3)
+    if op.type == "Conv2DBackpropFilter":
+        return 2 * size(op.inputs[2], 0, 1, 2) * size(op.outputs[0], 0, 1, 2, 3)
+    if op.type in ("MatMul", "BatchMatMul", "BatchMatMulV2"):
+        left, right = op.inputs[:2]
+        shared = left.shape.as_list()[-2 if op.get_attr("transpose_a" if op.type == "MatMul" else "adj_x") else -1]
+        return 2 * int(np.prod(op.outputs[0].shape.as_list())) * int(shared)
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------- the input pipeline
+
+def benchmark_input(config, options, folder):
+    """images/s of the pipeline with 1, 2, 4 ... threads, up to the cores of this process."""
+    load, order = make_loader(config, folder)
+    results = {"config": os.path.basename(options.config), "tensorflow": tf.__version__, "cores": cpu_count(),
+               "spatial_size": config["spatial_size"], "box_factor": config["box_factor"]}
+    threads = 1
+    while threads <= cpu_count():
+        with tf.Graph().as_default():
+            iterator = tf.data.make_initializable_iterator(pipeline(load, order, n_threads=threads))
+            batch = iterator.get_next()
+            with make_session(config) as session:
+                session.run(iterator.initializer)
+                rates = []
+                for _ in range(options.steps + 2):
+                    start, n = time.time(), 0
+                    while time.time() - start < 1:
+                        session.run(batch.has_part)
+                        n += order.batch_size
+                    rates.append(n / (time.time() - start))
+        results["images_per_s_%d_threads" % threads] = float(np.median(rates[2:]))
+        threads *= 2
+    return results
+
+
+# ---------------------------------------------------------------------------------------------- made-up data
+
+def make_loader(config, folder):
+    """(Loader, BatchOrder) of the config's data or, where that is missing, of made-up people in JPEGs of spatial_size."""
+    path = config["data_index"]
+    if not os.path.isfile(path):
+        path = make_up_data(folder, config["spatial_size"])
+    index = Index(path, config["allow_outside_images"])
+    load = Loader(index, config["spatial_size"], config["box_factor"])
+    return load, BatchOrder(index.usable("train"), config["batch_size"], config["seed"])
+
+
+def make_up_data(folder, size, n=128):
+    """Writes n images with the detail of photos, and their index; returns its path."""
+    random = np.random.RandomState(0)
+    os.mkdir(os.path.join(folder, "images"))
+    names = ["images/%d.jpg" % i for i in range(n)]
+    for name in names:
+        coarse = Image.fromarray(random.randint(0, 256, (size // 8, size // 8, 3)).astype(np.uint8))
+        pixels = np.asarray(coarse.resize((size, size), Image.BICUBIC)) + random.normal(scale=5, size=(size, size, 3))
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(os.path.join(folder, name), quality=90)
+    joints = np.array([STANDING[name] for name in JOINTS]) + random.uniform(-.04, .04, (n, len(JOINTS), 2))
+    path = os.path.join(folder, "index.p")
+    with open(path, "wb") as file:
+        pickle.dump({"joint_order": list(JOINTS), "imgs": names, "train": [True] * (n - 1) + [False], "joints": joints},
+                    file, protocol=2)
+    return path
+
+
+# ---------------------------------------------------------------------------------------------- two checkouts
+
+def compare(options):
+    """Medians of both checkouts' results, run turn about, and the ratios of this one's to the other's."""
+    runs = {"this": [], "other": []}
+    for _ in range(options.rounds):
+        for name, root in (("other", os.path.abspath(options.against)), ("this", ROOT)):
+            script = os.path.join(root, "tools", "benchmark.py")
+            if not os.path.isfile(script):
+                raise UserError("--against: %s: expected a checkout with tools/benchmark.py" % options.against)
+            command = [sys.executable, script, options.what, "--config", os.path.abspath(options.config), "--json",
+                       "--steps", str(options.steps)] + options.given
+            done = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+            if done.returncode:
+                raise UserError("the benchmark of %s failed: %s" % (root, done.stderr.strip().split("\n")[-1]))
+            runs[name].append(json.loads(done.stdout.strip().split("\n")[-1]))
+    results = {}
+    for key, value in runs["this"][0].items():
+        if isinstance(value, float):
+            this, other = (float(np.median([run[key] for run in runs[name]])) for name in ("this", "other"))
+            results.update({key: this, key + "_other": other, key + "_ratio": this / other})
+    return results
+
+
+BENCHMARKS = {"step": benchmark_step, "input": benchmark_input}
+
+if __name__ == "__main__":
+    sys.exit(main())
