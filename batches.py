@@ -200,13 +200,14 @@ class BatchOrder(object):
     """Which images make up which batch: a pure function of (seed, number of the batch).
 
     Every pass goes over `numbers` in a new order; its last batch is filled up from the pass's front. Sets smaller than
-    a batch go round.
+    a batch go round. share: (number, of): of so many workers, each takes its own batches out of every pass.
     """
 
-    def __init__(self, numbers, batch_size, seed):
+    def __init__(self, numbers, batch_size, seed, share=(0, 1)):
         self.numbers = np.asarray(numbers, np.int64)
         self.batch_size = batch_size
         self.seed = seed
+        self.worker, self.n_workers = share
         self.epoch_order = functools.lru_cache(maxsize=2)(self.epoch_order)
 
     def epoch_order(self, epoch):
@@ -215,8 +216,8 @@ class BatchOrder(object):
 
     def batch(self, k):
         """The image numbers of batch k, counted from the start of training: (batch_size,) int64."""
-        epoch, k = divmod(int(k), -(-len(self.numbers) // self.batch_size))
-        return self.front(self.batch_size, epoch, k * self.batch_size)
+        epoch, k = divmod(int(k), -(-len(self.numbers) // (self.batch_size * self.n_workers)))
+        return self.front(self.batch_size, epoch, (k * self.n_workers + self.worker) * self.batch_size)
 
     def front(self, n, epoch=0, start=0):
         """n numbers from a place in a pass on."""

@@ -24,7 +24,7 @@ import time
 
 import tensorflow.compat.v1 as tf
 
-from errors import UserError, shown
+from errors import UserError, reason, shown
 from quiet import quiet_stderr
 from sessions import has_gpu, session_options
 
@@ -38,15 +38,22 @@ LOST = 3  # exit code of a worker that lost another
 class Alone(object):
     """The cluster of one worker."""
 
-    size, number, target, options = 1, 0, "", None
+    size, number = 1, 0
 
     def device(self):
         """A context in which operations are placed on this worker."""
-        return contextlib.nullcontext() if hasattr(contextlib, "nullcontext") else tf.device(None)
+        return contextlib.nullcontext()
 
     def average(self, tensors):
         """The means over all workers of float32 tensors."""
         return tensors
+
+    def from_worker_0(self, tensors):
+        """Worker 0's values of float32 tensors, where they can differ."""
+        return []
+
+    def explain(self, error):
+        """Raises UserError where an error of TensorFlow's comes from another worker's end."""
 
     def leave(self):
         """Says good-bye, so that the others do not miss this worker."""
@@ -90,6 +97,10 @@ class Cluster(object):
                                            merge_op="Add", final_op=final_op, subdiv_offsets=[0])
         sizes = [tensor.shape.num_elements() for tensor in tensors]
         return [tf.reshape(part, tensor.shape) for part, tensor in zip(tf.split(flat, sizes), tensors)]
+
+    def explain(self, error):
+        time.sleep(2 * BEAT)  # for the pulse to find out who is gone, and to end this process
+        raise UserError("worker %d: averaging with the others failed: %s" % (self.number, reason(error)))
 
     def leave(self):
         self._pulse.leave()

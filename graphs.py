@@ -1,20 +1,16 @@
 """The static graphs: one that trains, and in it or alone one that makes pictures."""
-import collections
-
 import numpy as np
 import tensorflow.compat.v1 as tf
 
 from batches import Examples, to_float
+from cluster import Alone
 from deeploss import PerceptualLoss
 from models import VUNet, kl_divergence
 from nn import Walk
+from sessions import has_gpu
 
 ADAM_BETA1, ADAM_BETA2 = 0.5, 0.9
 KL_WEIGHT_BEGIN = 1e-6
-
-Losses = collections.namedtuple("Losses", "total scalars")
-Losses.__doc__ = """What is minimised, and the scalars to log, by name."""
-
 
 def make_network(config):
     """The VU-Net of a config."""
@@ -26,11 +22,14 @@ class TrainingGraph(object):
     """Everything a training needs in the graph; after it is built nothing is added.
 
     config: as from load_config. batch: Examples, a batch of the pipeline. shapes: Examples of the shapes of one image.
-    vgg_weights: arrays as from deeploss.load_weights.
+    vgg_weights: arrays as from deeploss.load_weights. cluster: the workers whose gradients are averaged.
+
+    The networks are there once for training and, with dropout and noise fed as 0 and other batches in the place of the
+    pipeline's, for validation and pictures: building them anew for each would take as long as many steps.
     """
 
-    def __init__(self, config, batch, shapes, vgg_weights):
-        net, seed = make_network(config), config["seed"]
+    def __init__(self, config, batch, shapes, vgg_weights, cluster=Alone()):
+        net, seed, self.cluster = make_network(config), config["seed"], cluster
         with tf.variable_scope(tf.get_variable_scope(), use_resource=True):
             self.step = tf.get_variable("global_step", (), tf.int32, initializer=tf.zeros_initializer(),
                                         trainable=False)
@@ -47,23 +46,33 @@ class TrainingGraph(object):
         self._initialise_from_data = tf.group(*walk.assignments)
 
         self.batch = batch
-        losses, _ = self._losses(net, Walk("train", step, seed, config["drop_prob"]), loss, batch)
-        self.scalars = dict(losses.scalars, global_step=step)
+        inputs = to_float(batch)
+        walk = Walk("train", step, seed, config["drop_prob"], part=(cluster.number, cluster.size))
+        decoded, posterior = net.train(walk, inputs.stick, inputs.parts)
+        total, self.scalars = self._losses(inputs.image, decoded, posterior, loss)
+        self._eval_fetches, self._without_dropout = (dict(self.scalars), decoded.picture), {walk.drop_prob: 0.0}
+        self.scalars["global_step"] = step
         self.model_variables = tf.trainable_variables()
-        self.update = self._adam(losses.total)
+        self.stop = tf.placeholder_with_default(0.0, ())
+        self.update, self.stopping = self._adam(config, total)
 
-        self.eval_batch = placeholders(shapes)
-        losses, self._reconstruction = self._losses(net, Walk("evaluate", step, seed), loss, self.eval_batch)
-        self._eval_scalars = losses.scalars
-        self.renderer = Renderer(config, net, shapes, seed)
+        sample_number = tf.placeholder_with_default(0, ())
+        samples = net.sample(Walk("sample", sample_number, seed), inputs.stick)
+        self.renderer = Renderer(batch, posterior.means, posterior.samples, decoded.picture, samples, sample_number,
+                                 {walk.noise: 0.0, walk.drop_prob: 0.0})
 
         self._start = [tf.global_variables_initializer(), loss.load_op]
         self._start_feed = loss.load_feed
         self._restart_schedule = self.step.assign(0)
+        saved = self.saved_variables()
+        values = cluster.from_worker_0([tf.cast(variable, tf.float32) for variable in saved])
+        self._synchronise = [variable.assign(tf.cast(value, variable.dtype.base_dtype))
+                             for variable, value in zip(saved, values)]
 
     def start(self, session):
         """Random weights, and VGG19's into the session."""
         session.run(self._start, self._start_feed)
+        self._start_feed.clear()  # 80 MB
 
     def initialise_from_data(self, session, examples):
         """Sets all g and b from a large batch of uint8 Examples."""
@@ -73,18 +82,22 @@ class TrainingGraph(object):
         """Back to step 0, weights and moments kept."""
         session.run(self._restart_schedule)
 
+    def synchronise(self, session):
+        """Worker 0's weights, moments and step for all workers; waits for all of them."""
+        if self._synchronise:
+            session.run([variable.op for variable in self._synchronise])
+
     def evaluate(self, session, examples):
-        """Losses without dropout (floats by name) and reconstructions (N, S, S, 3) of uint8 Examples."""
-        return session.run((self._eval_scalars, self._reconstruction), feed(self.eval_batch, examples))
+        """Losses without dropout (floats by name) and reconstructions (N, S, S, 3) of a batch of uint8 Examples."""
+        return session.run(self._eval_fetches, {**feed(self.batch, examples), **self._without_dropout})
 
     def saved_variables(self):
-        """What a checkpoint holds: the model, Adam's slots and powers, the step. Not VGG19."""
-        return tf.global_variables()
+        """What a checkpoint holds: the model, Adam's slots and powers, the step. Not VGG19, not the scale of the loss."""
+        return self.model_variables + self._adam_variables + [self.step]
 
-    def _losses(self, net, walk, perceptual_loss, batch):
-        inputs = to_float(batch)
-        decoded, posterior = net.train(walk, inputs.stick, inputs.parts)
-        terms = perceptual_loss(inputs.image, decoded.picture)
+    def _losses(self, image, decoded, posterior, perceptual_loss):
+        """What is minimised, and the scalars to log, by name."""
+        terms = perceptual_loss(image, decoded.picture)
         kl_loss = tf.add_n(kl_divergence(posterior.means, decoded.prior_means))
         # The negative bound of equation 5; the KL term is a cost (the sign in equations 3 to 5 is a misprint).
         total = terms.likelihood_loss + self.kl_weight * kl_loss
@@ -92,47 +105,47 @@ class TrainingGraph(object):
                    "kl_weight": self.kl_weight, "learning_rate": self.learning_rate}
         scalars.update({"vgg_loss_%d" % k: value for k, value in enumerate(terms.feature_losses)})
         scalars.update({"gram_loss_%d" % k: value for k, value in enumerate(terms.gram_losses)})
-        return Losses(total, scalars), decoded.picture
+        return total, scalars
 
-    def _adam(self, loss):
-        optimizer = tf.train.AdamOptimizer(self.learning_rate, ADAM_BETA1, ADAM_BETA2)
-        gradients = optimizer.compute_gradients(loss, self.model_variables)
+    def _adam(self, config, loss):
+        """(the update, whether any worker was told to stop)."""
+        adam = optimizer = tf.train.AdamOptimizer(self.learning_rate, ADAM_BETA1, ADAM_BETA2)
+        if config["precision"] == "mixed" and has_gpu():  # float16 needs its loss scaled
+            optimizer = tf.train.experimental.enable_mixed_precision_graph_rewrite(adam)
+        gradients, variables = zip(*optimizer.compute_gradients(loss, self.model_variables))
+        averages = self.cluster.average(list(gradients) + [self.stop])
+        gradients, stopping = averages[:-1], averages[-1] > 0
         # A finite loss can have a gradient that is not; saved weights must never have seen one.
-        self.scalars["gradient_norm"] = tf.global_norm([gradient for gradient, _ in gradients])
-        return optimizer.apply_gradients(gradients, global_step=self.step)
+        self.scalars["gradient_norm"] = tf.global_norm(gradients)
+        apply = optimizer.apply_gradients(zip(gradients, variables))
+        self._adam_variables = adam.variables()
+        with tf.control_dependencies([apply]):
+            return self.step.assign_add(1).op, stopping
 
 
 class Renderer(object):
-    """Pictures from appearances and poses: works on uint8 Examples of any number, in chunks of batch_size."""
+    """Pictures from appearances and poses: works on uint8 Examples of any number, a batch at a time, the last filled up.
 
-    def __init__(self, config, net, shapes, seed):
-        self._chunk = config["batch_size"]
-        self._inputs = placeholders(shapes)
-        self._sample_number = tf.placeholder_with_default(0, ())
-        inputs = to_float(self._inputs)
-        self._encoded = net.posterior_means(Walk("encode", seed=seed), inputs.parts)
-        self._latents = [tf.placeholder(tf.float32, mean.shape) for mean in self._encoded]
-        self._transfer = net.transfer(Walk("transfer", seed=seed), inputs.stick, self._latents)
-        self._sample = net.sample(Walk("sample", self._sample_number, seed), inputs.stick)
-        self.model_variables = tf.trainable_variables()
+    inputs: Examples of the uint8 tensors (batch_size, ...) that are fed. means: posterior means. latents: the tensors that
+    the decoder reads as the appearance, fed as well. picture, samples: of given latents and from the prior, of which
+    `sample_number` chooses one. quiet: what else is fed, so that nothing but the prior is random.
+    """
+
+    def __init__(self, inputs, means, latents, picture, samples, sample_number, quiet):
+        self._inputs, self._means, self._latents = inputs, means, latents
+        self._picture, self._samples, self._sample_number, self._quiet = picture, samples, sample_number, quiet
 
     def encode(self, session, parts, has_part):
         """Posterior means of part crops (n, s, s, 24), one array per latent scale."""
-        chunks = [session.run(self._encoded, {self._inputs.parts: p, self._inputs.has_part: h})
-                  for p, h in zip(self._chunks(parts), self._chunks(has_part))]
-        return [np.concatenate(means) for means in zip(*chunks)]
+        return self._run(session, self._means, [self._inputs.parts, self._inputs.has_part], [parts, has_part])
 
     def render(self, session, latents, stick):
         """Pictures (n, S, S, 3) of n appearances in n poses."""
-        inputs = [self._inputs.stick] + self._latents
-        chunks = zip(*[self._chunks(array) for array in [stick] + list(latents)])
-        return np.concatenate([session.run(self._transfer, dict(zip(inputs, chunk))) for chunk in chunks])
+        return self._run(session, [self._picture], [self._inputs.stick] + self._latents, [stick] + list(latents))[0]
 
     def sample(self, session, stick, number=0):
         """Pictures (n, S, S, 3) of these poses in appearances from the prior; another number gives others."""
-        return np.concatenate([session.run(self._sample, {self._inputs.stick: chunk,
-                                                          self._sample_number: number + i})
-                               for i, chunk in enumerate(self._chunks(stick))])
+        return self._run(session, [self._samples], [self._inputs.stick], [stick], number)[0]
 
     def transfers(self, session, appearances, poses):
         """Every appearance (n Examples) in every pose (m Examples): (n, m, S, S, 3)."""
@@ -141,18 +154,37 @@ class Renderer(object):
         return np.stack([self.render(session, [np.repeat(z[i:i + 1], m, axis=0) for z in latents], poses.stick)
                          for i in range(len(appearances.parts))])
 
-    def _chunks(self, array):
-        return [array[i:i + self._chunk] for i in range(0, len(array), self._chunk)]
+    def _run(self, session, fetches, tensors, arrays, number=0):
+        """The fetches, arrays (n, ...), with the arrays (n, ...) fed to the tensors (batch_size, ...)."""
+        n, size = len(arrays[0]), int(tensors[0].shape[0])
+        chunks = []
+        for i, start in enumerate(range(0, n, size)):
+            chunk = [np.take(array, np.arange(start, start + size), axis=0, mode="clip") for array in arrays]
+            chunks.append(session.run(fetches, {**feed(tensors, chunk), **self._quiet, self._sample_number: number + i}))
+        return [np.concatenate(parts)[:n] for parts in zip(*chunks)]
 
 
-def placeholders(shapes):
-    """Examples of uint8 placeholders for any number of images."""
-    return Examples(*[tf.placeholder(tf.uint8, (None,) + shape) for shape in shapes])
+def make_renderer(config, shapes):
+    """A Renderer in a graph of its own."""
+    net, seed = make_network(config), config["seed"]
+    inputs = placeholders(shapes, config["batch_size"])
+    pictures = to_float(inputs)
+    means = net.posterior_means(Walk("encode", seed=seed), pictures.parts)
+    latents = [tf.placeholder(tf.float32, mean.shape) for mean in means]
+    picture = net.transfer(Walk("transfer", seed=seed), pictures.stick, latents)
+    sample_number = tf.placeholder_with_default(0, ())
+    samples = net.sample(Walk("sample", sample_number, seed), pictures.stick)
+    return Renderer(inputs, means, latents, picture, samples, sample_number, {})
 
 
-def feed(tensors, examples):
-    """The feed_dict that puts Examples of arrays into Examples of placeholders."""
-    return dict(zip(tensors, examples))
+def placeholders(shapes, n=None):
+    """Examples of uint8 placeholders for n images, or for any number."""
+    return Examples(*[tf.placeholder(tf.uint8, (n,) + shape) for shape in shapes])
+
+
+def feed(tensors, arrays):
+    """The feed_dict that puts arrays in the place of tensors; both may be Examples."""
+    return dict(zip(tensors, arrays))
 
 
 def linear(step, begin, end, start, stop):

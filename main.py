@@ -24,11 +24,12 @@ from tqdm import tqdm
 
 from batches import BatchOrder, Loader, pipeline
 from checkpoints import Checkpoint, CheckpointSaver, find_checkpoint
+from cluster import join_cluster
 from config import load_config
 from data_index import Index
 from deeploss import load_weights
 from errors import Parser, UserError, reason
-from graphs import Renderer, TrainingGraph, make_network
+from graphs import TrainingGraph, make_renderer
 from runs import Run, tile, to_uint8, transfer_grid
 from sessions import make_session, set_up_tensorflow
 from tools import make_toy
@@ -81,8 +82,7 @@ def positive(text):
 def train(options, config):
     index = Index(config["data_index"], config["allow_outside_images"])
     load = Loader(index, config["spatial_size"], config["box_factor"])
-    order = BatchOrder(index.usable("train"), config["batch_size"], config["seed"])
-    test_order = BatchOrder(index.usable("test"), config["batch_size"], config["seed"])
+    index.usable("test")  # before a cluster forms, bad input has been found
     checkpoint = Checkpoint(find_checkpoint(options.checkpoint)) if options.checkpoint else None
     first_step = 0 if checkpoint is None or options.retrain else checkpoint.step()
     steps = config["lr_decay_end"] - first_step
@@ -91,39 +91,58 @@ def train(options, config):
               % (checkpoint.prefix, first_step, config["lr_decay_end"]))
         return 0
     vgg_weights = load_weights(config["vgg_weights"], config["feature_layers"])
+    cluster = join_cluster(config)
+    order = BatchOrder(index.usable("train"), config["batch_size"], config["seed"], (cluster.number, cluster.size))
 
-    with tf.Graph().as_default():
+    with tf.Graph().as_default(), cluster.device():
         iterator = tf.data.make_initializable_iterator(pipeline(load, order, first_step, steps))
-        graph = TrainingGraph(config, iterator.get_next(), load.shapes(), vgg_weights)
+        graph = TrainingGraph(config, iterator.get_next(), load.shapes(), vgg_weights, cluster)
         saver = CheckpointSaver(graph.saved_variables())
         tf.get_default_graph().finalize()
-        with make_session(config) as session:
-            graph.start(session)
-            if checkpoint is None:
-                n = config["init_batches"] * config["batch_size"]
-                graph.initialise_from_data(session, load.batch(order.front(n)))
-            else:
-                saver.restore(session, checkpoint)
-            if options.retrain:
-                graph.restart_schedule(session)
-            test_batch = load.batch(test_order.batch(0))
+        with make_session(config, cluster) as session:
+            start(session, graph, saver, checkpoint, options.retrain, lambda: load.batch(
+                order.front(config["init_batches"] * config["batch_size"])))
             session.run(iterator.initializer)
-            run = Run(options.log_dir, config)  # last of all, so that bad input leaves none behind
-            run.say("training from step %d to %d%s; pictures and checkpoints: %s" % (
-                first_step, config["lr_decay_end"], ", from %s" % checkpoint.prefix if checkpoint else "", run.folder))
-            stopped_by = Trainer(config, session, graph, saver, run, load, test_batch).train(first_step)
-            if stopped_by:
-                run.say("to go on: python main.py --config %s --checkpoint %s"
-                        % (shlex.quote(options.config), shlex.quote(run.folder)))
-                return 128 + stopped_by
-            report_toy(config, index, load, session, graph.renderer, run)
-            run.say("done; the pictures are in %s" % run.folder)
-            run.close()
-    return 0
+            if cluster.number > 0:
+                trainer = Trainer(config, session, graph, None, None, load, None)
+            else:
+                test_batch = load.batch(BatchOrder(index.usable("test"), config["batch_size"], config["seed"]).batch(0))
+                run = Run(options.log_dir, config)  # last of all, so that bad input leaves none behind
+                run.say("training from step %d to %d%s; pictures and checkpoints: %s" % (
+                    first_step, config["lr_decay_end"], ", from %s" % checkpoint.prefix if checkpoint else "", run.folder))
+                trainer = Trainer(config, session, graph, saver, run, load, test_batch)
+            stopped_by = trainer.train(first_step)
+            cluster.leave()
+            if cluster.number == 0:
+                finish(options, config, index, load, session, graph, run, stopped_by)
+    return 128 + stopped_by if stopped_by else 0
+
+
+def start(session, graph, saver, checkpoint, retrain, make_init_batch):
+    """Gives all workers the same weights: from the checkpoint, or random ones initialised from data."""
+    graph.start(session)
+    if checkpoint is not None:
+        saver.restore(session, checkpoint)
+    elif graph.cluster.number == 0:
+        graph.initialise_from_data(session, make_init_batch())
+    if retrain:
+        graph.restart_schedule(session)
+    graph.synchronise(session)
+
+
+def finish(options, config, index, load, session, graph, run, stopped_by):
+    """The last lines of a training."""
+    if stopped_by:
+        run.say("to go on: python main.py --config %s --checkpoint %s"
+                % (shlex.quote(options.config), shlex.quote(run.folder)))
+    else:
+        report_toy(config, index, load, session, graph.renderer, run)
+        run.say("done; the pictures are in %s" % run.folder)
+    run.close()
 
 
 class Trainer(object):
-    """The training loop, and what it does every so often."""
+    """The training loop, and what it does every so often; that falls to worker 0, which has a run and a saver."""
 
     def __init__(self, config, session, graph, saver, run, load, test_batch):
         self.config, self.session, self.graph, self.saver, self.run = config, session, graph, saver, run
@@ -133,38 +152,47 @@ class Trainer(object):
         """Trains from `step` to lr_decay_end, or to a SIGINT or SIGTERM, whose number it returns."""
         end, batch_size = self.config["lr_decay_end"], self.config["batch_size"]
         bar = tqdm(total=end * batch_size, initial=step * batch_size, unit="image", unit_scale=True,
-                   mininterval=0.2 if sys.stderr.isatty() else 10)
+                   mininterval=0.2 if sys.stderr.isatty() else 10, disable=self.run is None)
+        stopping = False
         with bar, StopSignal() as signals:
-            while step < end and not signals.number:
+            while step < end and not stopping:
                 log_now = step == 0 or (step + 1) % self.config["log_freq"] == 0
-                scalars, batch = self.train_step(step, log_now)
+                scalars, batch, stopping = self.train_step(step, log_now, signals)
                 step += 1
                 bar.set_postfix(step=step, loss="%.4g" % scalars["loss"], refresh=False)
                 bar.update(batch_size)
+                if self.run is None:
+                    continue
                 if log_now:
                     self.log(step, scalars, batch)
                 if step % self.config["test_freq"] == 0:
                     self.draw_tests(step)
                 if step % self.config["ckpt_freq"] == 0:
                     self.save(step)
-        self.run.say("%s at step %d, saved as %s"
-                     % ("stopped by a signal" if signals.number else "trained", step, self.save(step)))
-        return signals.number
+        if self.run is not None:
+            self.run.say("%s at step %d, saved as %s"
+                         % ("stopped by a signal" if stopping else "trained", step, self.save(step)))
+        return (signals.number or signal.SIGTERM) if stopping else 0
 
-    def train_step(self, step, with_batch):
-        """One Adam step -> its scalars and, if asked for, its batch (uint8 Examples)."""
-        fetches = [self.graph.scalars, self.graph.batch if with_batch else [], self.graph.update]
+    def train_step(self, step, with_batch, signals):
+        """One Adam step -> its scalars, if asked for its batch (uint8 Examples), and whether to stop after it.
+
+        Workers stop together: each tells the others, with its gradients, of the signal that it has got.
+        """
+        fetches = [self.graph.scalars, self.graph.batch if with_batch else [], self.graph.stopping, self.graph.update]
         try:
-            scalars, batch, _ = self.session.run(fetches)
-        except tf.errors.OpError:
+            scalars, batch, stopping, _ = self.session.run(fetches, {self.graph.stop: float(signals.number != 0)})
+        except tf.errors.OpError as error:
             if self.load.failure is None:
+                self.graph.cluster.explain(error)
                 raise
-            raise UserError("%s (step %d is saved: %s)" % (self.load.failure, step, self.save(step)))
+            saved = "" if self.run is None else " (step %d is saved: %s)" % (step, self.save(step))
+            raise UserError("%s%s" % (self.load.failure, saved))
         for name in ("loss", "gradient_norm"):
             if not math.isfinite(scalars[name]):
                 raise UserError("training stopped: %s is %s in step %d, nothing of it is saved; expected finite numbers"
                                 ", which a lower lr may give" % (name, scalars[name], step + 1))
-        return scalars, batch
+        return scalars, batch, stopping or self.graph.cluster.size == 1 and signals.number != 0
 
     def log(self, step, scalars, batch):
         """Scalars and pictures of the training batch, and of the test batch with the prefix or suffix `valid`."""
@@ -259,8 +287,8 @@ def render_batches(options, config, name, draw):
     with tf.Graph().as_default():
         iterator = tf.data.make_initializable_iterator(pipeline(load, order, 0, options.batches))
         batch = iterator.get_next()
-        renderer = Renderer(config, make_network(config), load.shapes(), config["seed"])
-        saver = CheckpointSaver(renderer.model_variables)
+        renderer = make_renderer(config, load.shapes())
+        saver = CheckpointSaver(tf.trainable_variables())
         tf.get_default_graph().finalize()
         with make_session(config) as session:
             saver.restore(session, checkpoint)

@@ -24,16 +24,23 @@ class Walk(object):
     name: str, keeps the random numbers of different passes apart.
     step: int scalar (tensor or number); noise and dropout are pure functions of (seed, step, place in the pass).
     seed: int, the run's seed.
-    drop_prob: probability in [0, 1) with which residual blocks drop an activation.
+    drop_prob: probability in [0, 1) with which residual blocks drop an activation; where it is above 0, a scalar that can
+    be fed, as is `noise`, the factor of all noise.
     initialising: whether layers set their g and b from the data they see; the updates gather in `assignments`.
+    part: (number, of): this batch is one of several of equal size, whose noise is that of a batch of all of them.
     """
 
-    def __init__(self, name, step=0, seed=0, drop_prob=0.0, initialising=False):
+    def __init__(self, name, step=0, seed=0, drop_prob=0.0, initialising=False, part=(0, 1)):
         self.name = name
         self.step = step
         self.seed = seed
-        self.drop_prob = drop_prob
+        self.drops = drop_prob > 0
+        self.drop_prob = tf.placeholder_with_default(tf.constant(drop_prob), ())
+        # Not a constant, or the graph optimiser would work out all initial weights, and more slowly than the session.
+        self.zero = tf.placeholder_with_default(tf.constant(0, tf.int64), ())
+        self.noise = tf.placeholder_with_default(1.0, ())
         self.initialising = initialising
+        self.part, self.of_parts = part
         self.assignments = []
         self._scope = None
         self._counts = collections.Counter()
@@ -55,17 +62,36 @@ class Walk(object):
 
     def normal(self, x):
         """Standard normal noise of the shape of x."""
-        return tf.random.stateless_normal(tf.shape(x), self._random_key("noise"))
+        shape = tf.shape(x)
+        if self.of_parts == 1:
+            return self.noise * tf.random.stateless_normal(shape, self._random_key("noise"))
+        whole = tf.concat([shape[:1] * self.of_parts, shape[1:]], axis=0)
+        noise = tf.random.stateless_normal(whole, self._random_key("noise"))
+        return self.noise * tf.ensure_shape(noise[self.part * shape[0]:][:shape[0]], x.shape)
 
-    def dropout(self, x):
-        """x with a share drop_prob of its values at 0 and the others scaled up to keep the mean."""
-        if self.drop_prob == 0:
-            return x
+    def activate(self, x):
+        """elu(x), of which then a share drop_prob of the values are 0 and the others scaled up to keep the mean."""
+        if not self.drops:
+            return tf.nn.elu(x)
         kept = tf.random.stateless_uniform(tf.shape(x), self._random_key("dropout")) >= self.drop_prob
-        return x * (tf.cast(kept, tf.float32) * (1 / (1 - self.drop_prob)))
+        share_kept = 1 - self.drop_prob
+
+        # The way back needs either the activations or what dropout made of them; here it needs no more than the latter,
+        # which the next layer keeps anyway, and the choice as booleans: a third less memory for the whole training step.
+        @tf.custom_gradient
+        def drop(x):
+            dropped = tf.where_v2(kept, tf.nn.elu(x) / share_kept, 0.0)
+
+            def gradient(upstream):
+                with tf.control_dependencies([upstream]):  # or it would be made, and kept, on the way forth
+                    elu = dropped * share_kept
+                return tf.raw_ops.EluGrad(gradients=tf.where_v2(kept, upstream / share_kept, 0.0), outputs=elu)
+            return dropped, gradient
+        return drop(x)
 
     def _random_key(self, kind):
-        return tf.stack([tf.constant(stream_key(self.seed, "%s/%s" % (self.name, self.place(kind))), tf.int64),
+        name = self.name if kind == "noise" or not self.part else "%s of worker %d" % (self.name, self.part)
+        return tf.stack([tf.constant(stream_key(self.seed, "%s/%s" % (name, self.place(kind))), tf.int64),
                          tf.cast(self.step, tf.int64)])
 
 
@@ -100,7 +126,7 @@ def residual_block(walk, x, a=None):
     residual = x
     if a is not None:
         residual = tf.concat([residual, nin(walk, tf.nn.elu(a), filters)], axis=-1)
-    residual = walk.dropout(tf.nn.elu(residual))
+    residual = walk.activate(residual)
     # TensorFlow 2's graph optimiser would fuse the addition into the convolution, trip over chains of such blocks and
     # give up on all fusions; it does not look through ensure_shape, which costs nothing.
     return x + tf.ensure_shape(conv2d(walk, residual, filters), x.shape)
@@ -110,7 +136,7 @@ def _weight_normalised(walk, kind, x, shape, stride):
     """y = g * (x conv V / |V|) + b (Salimans & Kingma 2016), |V| the L2 norm per output channel."""
     name, filters = walk.place(kind), shape[-1]
     with tf.variable_scope(name, reuse=tf.AUTO_REUSE):
-        V = tf.get_variable("V", shape, initializer=_direction_initializer(walk.seed, name + "/V"))
+        V = tf.get_variable("V", shape, initializer=_direction_initializer(walk, name + "/V"))
         g = tf.get_variable("g", (filters,), initializer=tf.ones_initializer())
         b = tf.get_variable("b", (filters,), initializer=tf.zeros_initializer())
     inverse_norm = tf.rsqrt(tf.reduce_sum(tf.square(V), axis=list(range(len(shape) - 1))))
@@ -135,7 +161,8 @@ def _conv(x, kernel, stride):
     return tf.nn.conv2d(x, kernel, strides=[1, stride, stride, 1], padding="SAME")
 
 
-def _direction_initializer(seed, place):
+def _direction_initializer(walk, place):
     def initializer(shape, dtype=tf.float32, partition_info=None):
-        return V_STDDEV * tf.random.stateless_normal(shape, [stream_key(seed, place), 0], dtype=dtype)
+        key = tf.stack([tf.constant(stream_key(walk.seed, place), tf.int64), walk.zero])
+        return V_STDDEV * tf.random.stateless_normal(shape, key, dtype=dtype)
     return initializer

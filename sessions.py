@@ -15,10 +15,12 @@ def set_up_tensorflow():
     tf.enable_resource_variables()
 
 
-def make_session(config, target=""):
+def make_session(config, cluster=None):
     """A session for the default graph with the config's precision and compiler. Raises UserError."""
     with quiet_stderr():  # TensorFlow reports an error where there is no GPU
-        return tf.Session(target, config=session_options(config))
+        if cluster is not None and cluster.size > 1:
+            return tf.Session(cluster.target, config=cluster.options)
+        return tf.Session(config=session_options(config))
 
 
 def session_options(config):
@@ -27,13 +29,15 @@ def session_options(config):
                              allow_soft_placement=True)  # a GPU has no kernel for the int32 step
     options.gpu_options.allow_growth = True
     rewrites = options.graph_options.rewrite_options
+    rewrites.meta_optimizer_iterations = rewrites.ONE  # the second pass takes seconds and finds nothing
     if config["precision"] == "mixed" and not has_gpu():
         if not hasattr(rewrites, "auto_mixed_precision_onednn_bfloat16"):
             raise UserError("precision: mixed: expected a GPU or, on CPUs, TensorFlow 2.x, found TensorFlow %s and no GPU"
                             % tf.__version__)
         rewrites.auto_mixed_precision_onednn_bfloat16 = rewrites.ON
         # Sums of thousands of numbers lose too much in bfloat16's 8 bits.
-        os.environ.setdefault("TF_AUTO_MIXED_PRECISION_GRAPH_REWRITE_DENYLIST_ADD", "Mean,Sum")
+        for change in ("INFERLIST_REMOVE", "DENYLIST_ADD"):
+            os.environ.setdefault("TF_AUTO_MIXED_PRECISION_GRAPH_REWRITE_" + change, "Mean,Sum")
     if config["xla"]:
         options.graph_options.optimizer_options.global_jit_level = tf.OptimizerOptions.ON_1
         flags = os.environ.get("TF_XLA_FLAGS", "")

@@ -10,7 +10,7 @@ from batches import Examples
 from checkpoints import Checkpoint, CheckpointSaver, find_checkpoint
 from config import load_config
 from errors import UserError
-from graphs import Renderer, TrainingGraph, make_network, placeholders
+from graphs import TrainingGraph, make_renderer, placeholders
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 UNREAD = ("dense_4", "conv2d_6", "conv2d_7", "dense_5", "conv2d_8")  # of enc_down, in the published code
@@ -78,8 +78,8 @@ def test_a_published_checkpoint_loads_in_full_and_the_unread_tensors_do_not_matt
 
 def test_pictures_need_only_the_model_of_a_published_checkpoint(published_checkpoint, graph):
     config = market_config()
-    renderer = Renderer(config, make_network(config), market_shapes(), 0)
-    saver = CheckpointSaver(renderer.model_variables)
+    make_renderer(config, market_shapes())
+    saver = CheckpointSaver(tf.trainable_variables())
     with tf.Session() as session:
         saver.restore(session, Checkpoint(published_checkpoint))
         assert not session.run(tf.report_uninitialized_variables()).size

@@ -79,18 +79,51 @@ def test_noise_is_a_function_of_seed_step_and_place():
 def test_dropout_keeps_the_mean_and_drops_the_share(graph):
     walk = nn.Walk("train", drop_prob=0.25)
     with walk.network("net"):
-        y = walk.dropout(tf.ones((100000,)))
+        y = walk.activate(tf.ones((100000,)))
     with tf.Session() as session:
         values = session.run(y)
     assert abs((values == 0).mean() - 0.25) < 0.01
     np.testing.assert_allclose(values[values > 0], 1 / 0.75, rtol=1e-6)
 
 
+def test_the_gradient_of_dropout_is_that_of_what_it_computes(graph):
+    walk = nn.Walk("train", drop_prob=0.25)
+    x = tf.constant(np.linspace(-2, 2, 1000), tf.float32)
+    with walk.network("net"):
+        y = walk.activate(x)
+    gradient, = tf.gradients(tf.reduce_sum(y * y), x)
+    with tf.Session() as session:
+        x, y, gradient = session.run((x, y, gradient))
+        elu = np.where(x > 0, x, np.expm1(x))
+        kept = y != 0
+        np.testing.assert_allclose(y, np.where(kept, elu / 0.75, 0), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(gradient, 2 * y * np.where(kept, np.where(x > 0, 1, elu + 1) / 0.75, 0), rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_and_noise_can_be_fed_away(graph):
+    walk = nn.Walk("train", drop_prob=0.25)
+    with walk.network("net"):
+        fetches = walk.activate(tf.ones((1000,))), walk.normal(tf.ones((1000,)))
+    with tf.Session() as session:
+        activations, noise = session.run(fetches, {walk.drop_prob: 0.0, walk.noise: 0.0})
+    assert (activations == 1).all() and (noise == 0).all()
+
+
+def test_the_noise_of_parts_is_that_of_the_whole():
+    def noise(n, **settings):
+        with tf.Graph().as_default(), tf.Session() as session:
+            walk = nn.Walk("train", 7, **settings)
+            with walk.network("net"):
+                return session.run(walk.normal(tf.zeros((n, 5))))
+    parts = np.concatenate([noise(2, part=(i, 3)) for i in range(3)])
+    np.testing.assert_array_equal(parts, noise(6))
+
+
 def test_no_dropout_adds_no_operation(graph):
     walk = nn.Walk("train")
     x = tf.ones((3,))
     with walk.network("net"):
-        assert walk.dropout(x) is x
+        assert walk.activate(x).op.type == "Elu" and walk.activate(x).op.inputs[0] is x
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**31 - 1])
