@@ -19,7 +19,7 @@ train: $(READY) data/toy/index.p
 	$(VENV)/bin/python main.py --config toy.yaml
 
 test: $(READY_TO_TEST)
-	$(VENV)/bin/python -m pytest tests
+	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadgroup tests
 
 data/toy/index.p: tools/make_toy.py | $(READY)
 	$(VENV)/bin/python tools/make_toy.py --out data/toy

@@ -11,6 +11,7 @@ import graphs
 import models
 import nn
 
+pytestmark = pytest.mark.xdist_group("golden")  # the graph that they share takes a minute to build
 HERE = os.path.dirname(os.path.abspath(__file__))
 LAYERS = ["input_1"] + ["block%d_conv2" % block for block in range(1, 6)]
 COCO_GRAM = [0, .01, .01, .01, .01, .01]

@@ -1,0 +1,161 @@
+"""Several workers, in real processes on this machine."""
+import glob
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+import main
+from batches import BatchOrder
+from checkpoints import Checkpoint, find_checkpoint
+from cluster import read_tf_config
+from conftest import ROOT
+from errors import UserError
+from tools.launch import free_ports
+
+TINY = dict(spatial_size=8, drop_prob=0.0)  # what is tested here takes processes, not networks
+LAUNCH = [sys.executable, os.path.join(ROOT, "tools", "launch.py"), "--workers"]
+
+
+def tf_config(cluster, kind="worker", index=0):
+    return json.dumps({"cluster": cluster, "task": {"type": kind, "index": index}})
+
+
+@pytest.mark.parametrize("text, addresses, number", [
+    ("", [], 0), ("{}", [], 0), (tf_config({"worker": ["a:1"]}), ["a:1"], 0),
+    (tf_config({"worker": ["a:1", "b:2"]}, index=1), ["a:1", "b:2"], 1),
+    (tf_config({"chief": ["c:3"], "worker": ["a:1", "b:2"]}, index=1), ["c:3", "a:1", "b:2"], 2),
+    (tf_config({"chief": ["c:3"], "worker": ["a:1", "b:2"]}, "chief"), ["c:3", "a:1", "b:2"], 0)])
+def test_the_cluster_is_read_from_tf_config(text, addresses, number):
+    assert read_tf_config(text) == (addresses, number)
+
+
+@pytest.mark.parametrize("text", [
+    "no json", "[1]", tf_config({"worker": ["a:1", "b:2"]}, index=2), tf_config({"worker": ["a:1", "b"]}),
+    tf_config({"worker": ["a:1"], "ps": ["b:2"]}), tf_config({"worker": ["a:1", "b:2"]}, "evaluator"),
+    tf_config({"worker": ["a:1", 7]}), tf_config({"worker": ["a:1", "b:99999"]}), tf_config({"worker": 7}),
+    tf_config({"worker": ["a:1", "b:2"]}, index="x")])
+def test_a_bad_tf_config_is_one_line(text, small_config, tmp_path, monkeypatch, capsys):
+    with pytest.raises(UserError, match="TF_CONFIG: found .*, expected "):
+        read_tf_config(text)
+    monkeypatch.setenv("TF_CONFIG", text)
+    monkeypatch.chdir(tmp_path)
+    assert main.main(["--config", small_config()]) == 2
+    assert capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "log").exists()
+
+
+def test_workers_share_every_pass_between_them():
+    orders = [BatchOrder(range(20), 2, seed=1, share=(worker, 3)) for worker in range(3)]
+    for epoch in range(2):  # of 4 batches for each worker
+        seen = np.concatenate([order.batch(4 * epoch + k) for k in range(4) for order in orders])
+        assert sorted(seen[:20]) == list(range(20)) and (seen[20:] == seen[:4]).all()
+    one = BatchOrder(range(20), 6, seed=1)
+    np.testing.assert_array_equal(np.concatenate([order.batch(2) for order in orders]), one.batch(2))
+
+
+def launch(folder, n, *options):
+    command = LAUNCH + [str(n), "--", sys.executable, os.path.join(ROOT, "main.py")] + [str(option) for option in options]
+    return subprocess.Popen(command, cwd=str(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            universal_newlines=True)
+
+
+def moments(folder):
+    reader = tf.train.NewCheckpointReader(find_checkpoint(glob.glob(str(folder / "log" / "*"))[0]))
+    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map() if name.endswith("/Adam")}
+
+
+def test_two_workers_make_the_gradients_of_one_with_twice_the_batch(small_config, tmp_path):
+    shared = dict(TINY, lr_decay_begin=0, lr_decay_end=1)
+    results = {}
+    for n, batch_size, init_batches in ((2, 2, 4), (1, 4, 2)):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        config = small_config("%d.yaml" % n, batch_size=batch_size, init_batches=init_batches, **shared)
+        process = launch(folder, n, "--config", config)
+        stdout, stderr = process.communicate(timeout=200)
+        assert process.returncode == 0, stderr
+        assert len(glob.glob(str(folder / "log" / "*"))) == 1  # worker 0's
+        results[n] = moments(folder)
+    assert len(results[1]) > 100 and set(results[1]) == set(results[2])
+    for name, expected in results[1].items():  # after one step half the gradient
+        np.testing.assert_allclose(results[2][name], expected, atol=1e-4 * np.abs(expected).max() + 1e-9, err_msg=name)
+
+
+def wait_for(condition, seconds=120):
+    end = time.time() + seconds
+    while not condition():
+        assert time.time() < end
+        time.sleep(0.1)
+
+
+def worker_process(folder, addresses, number, config):
+    environment = dict(os.environ, TF_CONFIG=tf_config({"worker": addresses}, index=number))
+    return subprocess.Popen([sys.executable, os.path.join(ROOT, "main.py"), "--config", config], cwd=str(folder),
+                            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+
+
+def test_when_a_worker_dies_the_others_end_and_training_can_go_on(small_config, tmp_path):
+    config = small_config(lr_decay_end=100000, log_freq=100000, test_freq=100000, ckpt_freq=20, **TINY)
+    addresses = ["127.0.0.1:%d" % port for port in free_ports(2)]
+    workers = [worker_process(tmp_path, addresses, number, config) for number in range(2)]
+    wait_for(lambda: glob.glob(str(tmp_path / "log" / "*" / "checkpoints" / "*.index")))
+    workers[1].kill()
+    start = time.time()
+    _, stderr = workers[0].communicate(timeout=60)
+    assert time.time() - start < 60 and workers[0].returncode == 3
+    assert "error: worker 1 (%s) has ended" % addresses[1] in stderr and "Traceback" not in stderr
+    run = glob.glob(str(tmp_path / "log" / "*"))[0]
+    step = Checkpoint(find_checkpoint(run)).step()
+    assert step >= 20
+    # The same again with --checkpoint, by two workers and by one; a signal to the launcher stops all.
+    for n in (2, 1):
+        process = launch(tmp_path, n, "--config", config, "--checkpoint", run, "--log_dir", tmp_path / str(n))
+        wait_for(lambda: glob.glob(str(tmp_path / str(n) / "*" / "checkpoints" / "*.index")))
+        process.send_signal(signal.SIGTERM)
+        stdout, stderr = process.communicate(timeout=60)
+        assert process.returncode == 143 and "training from step %d" % step in stdout and "to go on" in stdout, stderr
+        assert Checkpoint(find_checkpoint(glob.glob(str(tmp_path / str(n) / "*"))[0])).step() > step
+
+
+PULSE = """
+import sys, time; sys.path.insert(0, %r)
+import cluster
+cluster.SILENCE, cluster.BEAT = 2.0, 0.2
+cluster.Pulse(["127.0.0.1:%%d" %% int(sys.argv[1]), "127.0.0.1:9"], int(sys.argv[2]))
+print("there", flush=True)
+time.sleep(60)
+""" % ROOT
+
+
+def test_a_worker_that_hangs_is_noticed():
+    port = free_ports(1)[0]
+    processes = [subprocess.Popen([sys.executable, "-c", PULSE, str(port), str(number)], stdout=subprocess.PIPE,
+                                  stderr=subprocess.PIPE, universal_newlines=True) for number in range(2)]
+    for process in processes:
+        assert process.stdout.readline() == "there\n"
+    processes[0].send_signal(signal.SIGSTOP)
+    _, stderr = processes[1].communicate(timeout=30)
+    processes[0].kill()
+    processes[0].communicate()
+    assert processes[1].returncode == 3
+    assert "error: worker 0 (127.0.0.1:%d) hangs: no sign of life for 2 s" % port in stderr
+
+
+def test_the_launcher_ends_all_when_one_fails(tmp_path):
+    script = "import json, os, sys, time; n = json.loads(os.environ['TF_CONFIG'])['task']['index']; time.sleep(99 * n); sys.exit(7)"
+    start = time.time()
+    done = subprocess.run(LAUNCH + ["2", "--", sys.executable, "-c", script], timeout=60)
+    assert done.returncode == 7 and time.time() - start < 30
+
+
+def test_bad_commands_of_the_launcher_are_one_line():
+    for options, words in ((["0", "--", "true"], "--workers: expected 1 or more, found 0"), (["2"], "required: COMMAND"),
+                           (["1", "--", "no-such-program"], "no-such-program: cannot be started")):
+        done = subprocess.run(LAUNCH + options, stderr=subprocess.PIPE, universal_newlines=True, timeout=60)
+        assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
