@@ -204,7 +204,8 @@ def _array(content, dtype, shape, order="C"):
             content = content.encode("latin1")  # Python 2
         # As many values as there are bytes for, whatever the shape claims; reshape refuses a shape that differs.
         flat = np.frombuffer(content, dtype)
-        if dtype.kind == "U" and flat.size and np.frombuffer(content, np.dtype("u4").newbyteorder(dtype.byteorder)).max() > sys.maxunicode:
+        characters = np.frombuffer(content, np.dtype("u4").newbyteorder(dtype.byteorder)) if dtype.kind == "U" else None
+        if characters is not None and characters.size and characters.max() > sys.maxunicode:
             raise _Refused("it holds text of characters that do not exist")
     array = flat.reshape(shape, order=order)
     if not array.size and max(array.shape) > 1000:  # zero bytes that take forever to walk through

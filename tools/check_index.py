@@ -114,8 +114,9 @@ def check_images(folder, names):
 def print_sizes(sizes):
     if sizes:
         most = sizes.most_common(3)
-        print("sizes: %d image files; %s%s" % (sum(sizes.values()), ", ".join("%d x %d: %d" % (w, h, n) for (w, h), n in most),
-                                               ", and %d other sizes" % (len(sizes) - 3) if len(sizes) > 3 else ""))
+        more = ", and %d other sizes" % (len(sizes) - 3) if len(sizes) > 3 else ""
+        print("sizes: %d image files; %s%s"
+              % (sum(sizes.values()), ", ".join("%d x %d: %d" % (w, h, n) for (w, h), n in most), more))
 
 
 # ---------------------------------------------------------------------------------------------- suspicions
@@ -193,4 +194,5 @@ def write_preview(index, decodable):
     except OSError as error:  # a pity, and no fault of the index
         print("warning: %s cannot be written: %s" % (PREVIEW, reason(error)), file=sys.stderr)
         return
-    print("%s: of %d people the image, the stick figure (right limbs red, left limbs green) and the part crops" % (PREVIEW, len(rows)))
+    print("%s: of %d people the image, the stick figure (right limbs red, left limbs green) and the part crops"
+          % (PREVIEW, len(rows)))

@@ -159,7 +159,8 @@ def _keys(path):
     name = os.path.basename(path)
     keys = [("name", name), ("stem", os.path.splitext(name)[0])]
     # fashion/WOMEN/Dresses/id_00005537/05_4_full.jpg is also fasionWOMENDressesid0000553705_4full.jpg
-    spelling = re.search(r"(?:^|/|fasion|fashion)((?:WO)?MEN/?[A-Z].*id_?\d{8}.*)", os.path.splitext(path)[0].replace(os.sep, "/"))
+    stem = os.path.splitext(path)[0].replace(os.sep, "/")
+    spelling = re.search(r"(?:^|/|fasion|fashion)((?:WO)?MEN/?[A-Z].*id_?\d{8}.*)", stem)
     if spelling:
         keys.append(("deepfashion", re.sub(r"[/_]", "", spelling.group(1))))
     return keys

@@ -1,0 +1,82 @@
+"""Precision, XLA and the benchmark."""
+import glob
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+from checkpoints import find_checkpoint
+from conftest import ROOT
+from errors import UserError
+from sessions import has_gpu, session_options
+from tools.benchmark import count_flop
+
+IS_TF1 = tf.__version__.startswith("1.")
+
+
+def trained(program, small_config, tmp_path, name, **changes):
+    """The checkpoint's arrays and the logged likelihood losses of a training with these settings."""
+    result = program("--config", small_config(name + ".yaml", **changes), "--log_dir", tmp_path / name)
+    assert result.returncode == 0, result.stderr
+    run = glob.glob(str(tmp_path / name / "*"))[0]
+    reader = tf.train.NewCheckpointReader(find_checkpoint(run))
+    with open(os.path.join(run, "log.txt")) as log:
+        losses = [float(line.split()[-1]) for line in log if " likelihood_loss:" in line]
+    return {key: reader.get_tensor(key) for key in reader.get_variable_to_shape_map()}, np.array(losses)
+
+
+@pytest.mark.skipif(has_gpu() or not IS_TF1, reason="there is a GPU, or bfloat16 for CPUs")
+def test_mixed_precision_that_cannot_be_had_is_refused():
+    with pytest.raises(UserError, match="precision: mixed: expected a GPU or, on CPUs, TensorFlow 2.x, found TensorFlow 1"):
+        session_options({"precision": "mixed", "xla": False})
+
+
+@pytest.mark.skipif(IS_TF1 and not has_gpu(), reason="TensorFlow 1.15 has mixed precision on GPUs only")
+def test_mixed_precision_learns_as_float32_does(program, small_config, tmp_path):
+    settings = dict(lr_decay_begin=100, lr_decay_end=200, log_freq=10, test_freq=1000, ckpt_freq=1000, batch_size=8,
+                    gram_weights=[0.0, 0.0], drop_prob=0.0)
+    _, exact = trained(program, small_config, tmp_path, "float32", **settings)
+    weights, mixed = trained(program, small_config, tmp_path, "mixed", precision="mixed", **settings)
+    assert all(value.dtype in (np.float32, np.int32) for value in weights.values())
+    assert exact[-5:].mean() < 0.7 * exact[0]  # it learns
+    np.testing.assert_allclose(mixed[-5:].mean(), exact[-5:].mean(), rtol=0.05)
+
+
+def test_xla_gives_the_same_results(program, small_config, tmp_path):
+    plain, _ = trained(program, small_config, tmp_path, "plain", lr_decay_begin=0, lr_decay_end=1)
+    compiled, _ = trained(program, small_config, tmp_path, "xla", lr_decay_begin=0, lr_decay_end=1, xla=True)
+    moments = [name for name in plain if name.endswith("/Adam")]
+    assert len(moments) > 100
+    for name in moments:  # after one step half the gradient
+        np.testing.assert_allclose(compiled[name], plain[name], atol=1e-3 * np.abs(plain[name]).max() + 1e-9, err_msg=name)
+
+
+def test_flop_are_counted_from_shapes(graph):
+    x, kernel = tf.zeros((2, 8, 8, 3)), tf.get_variable("kernel", (3, 3, 3, 5))
+    y = tf.nn.conv2d(x, kernel, strides=[1, 2, 2, 1], padding="SAME")  # (2, 4, 4, 5)
+    convolution = 2 * (2 * 4 * 4) * (3 * 3 * 3 * 5)
+    assert count_flop(y.op) == convolution
+    gradient, = tf.gradients(tf.reduce_sum(y * y), kernel)
+    assert count_flop(gradient.op) == 2 * convolution
+    a, b = tf.zeros((6, 7)), tf.zeros((6, 4))
+    assert count_flop(tf.matmul(a, b, transpose_a=True).op) == 2 * 7 * 6 * 4
+    assert count_flop(tf.matmul(a[None], b[None], transpose_a=True).op) == 2 * 7 * 6 * 4
+
+
+@pytest.mark.parametrize("what, keys", [
+    ("step", ["step_s", "gflop_per_step", "share_of_matrix_product", "peak_memory_gb", "start_to_first_step_s"]),
+    ("input", ["images_per_s_1_threads"])])
+def test_the_benchmark_measures_made_up_data_against_another_checkout(what, keys, small_config):
+    """Against itself: all ratios are there."""
+    command = [sys.executable, os.path.join(ROOT, "tools", "benchmark.py"), what, "--config",
+               small_config(data_index="none"), "--steps", "1", "--rounds", "1", "--json", "--against", ROOT]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)
+    for key in keys:
+        assert results[key] > 0 and results[key + "_other"] > 0
+        assert abs(results[key + "_ratio"] - results[key] / results[key + "_other"]) < 1e-6
