@@ -97,6 +97,7 @@ def train(options, config):
     with tf.Graph().as_default(), cluster.device():
         iterator = tf.data.make_initializable_iterator(pipeline(load, order, first_step, steps))
         graph = TrainingGraph(config, iterator.get_next(), load.shapes(), vgg_weights, cluster)
+        del vgg_weights  # 80 MB
         saver = CheckpointSaver(graph.saved_variables())
         tf.get_default_graph().finalize()
         with make_session(config, cluster) as session:

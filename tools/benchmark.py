@@ -97,14 +97,10 @@ def setting(text):
 def benchmark_step(config, options, folder):
     """Times training steps and, between them, matrix products, so that both meet the same moods of the machine."""
     load, order = make_loader(config, folder)
-    try:
-        weights = load_weights(config["vgg_weights"] if os.path.isfile(config["vgg_weights"]) else "random",
-                               config["feature_layers"])
-    except UserError:
-        weights = load_weights("random", config["feature_layers"])
+    source = config["vgg_weights"] if os.path.isfile(config["vgg_weights"]) else "random"
     with tf.Graph().as_default():
         iterator = tf.data.make_initializable_iterator(pipeline(load, order))
-        graph = TrainingGraph(config, iterator.get_next(), load.shapes(), weights)
+        graph = TrainingGraph(config, iterator.get_next(), load.shapes(), load_weights(source, config["feature_layers"]))
         flop = count_flop(graph.update)
         product = matrix_product()
         tf.get_default_graph().finalize()
@@ -142,8 +138,8 @@ class matrix_product(object):
 
     def __init__(self, size=MATRIX_SIZE):
         with tf.variable_scope("matrix_product"):
-            a = tf.get_variable("a", initializer=np.random.RandomState(0).rand(size, size).astype(np.float32),
-                                collections=[], trainable=False)
+            # Made in the session: as a constant it would weigh on the graph.
+            a = tf.get_variable("a", initializer=tf.random.uniform((size, size)), collections=[], trainable=False)
         self.initializer = a.initializer
         self.op = tf.matmul(a, a).op
         self.gflop = 2e-9 * size**3
