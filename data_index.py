@@ -22,7 +22,7 @@ J = {name: i for i, name in enumerate(JOINTS)}
 TORSO = ("lhip", "lshoulder", "rshoulder", "rhip")
 
 MOST_JOINTS = 200  # that joint_order may name
-FARTHEST_JOINT = 100.0  # pictures away from the picture's edge; OpenCV's lines are sure to be right that far
+FARTHEST_JOINT = 100.0  # in pictures; what is farther away cannot be meant
 # What is decoded. Pillow knows more: for EPS it starts a program, and of damaged TIFF its library prints on stderr.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM")
 ORIENTATION = 0x0112  # of EXIF

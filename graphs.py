@@ -12,6 +12,7 @@ from sessions import has_gpu
 ADAM_BETA1, ADAM_BETA2 = 0.5, 0.9
 KL_WEIGHT_BEGIN = 1e-6
 
+
 def make_network(config):
     """The VU-Net of a config."""
     return VUNet(config["spatial_size"], config["box_factor"], config["bottleneck_factor"], config["n_filters"],

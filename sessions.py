@@ -29,7 +29,7 @@ def session_options(config):
                              allow_soft_placement=True)  # a GPU has no kernel for the int32 step
     options.gpu_options.allow_growth = True
     rewrites = options.graph_options.rewrite_options
-    rewrites.meta_optimizer_iterations = rewrites.ONE  # the second pass takes seconds and finds nothing
+    rewrites.meta_optimizer_iterations = rewrites.ONE  # a second pass takes seconds and speeds up nothing
     if config["precision"] == "mixed" and not has_gpu():
         if not hasattr(rewrites, "auto_mixed_precision_onednn_bfloat16"):
             raise UserError("precision: mixed: expected a GPU or, on CPUs, TensorFlow 2.x, found TensorFlow %s and no GPU"
@@ -41,7 +41,7 @@ def session_options(config):
     if config["xla"]:
         options.graph_options.optimizer_options.global_jit_level = tf.OptimizerOptions.ON_1
         flags = os.environ.get("TF_XLA_FLAGS", "")
-        # Without it, only GPUs' part of the graph is compiled. Under 1.15, CPUs' part would take ten minutes.
+        # Without it, only GPUs' part of the graph is compiled. Under 1.15, that of a small network took over five minutes.
         if "tf_xla_cpu_global_jit" not in flags and not tf.__version__.startswith("1."):
             os.environ["TF_XLA_FLAGS"] = (flags + " --tf_xla_cpu_global_jit").strip()
     return options
