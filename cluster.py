@@ -187,7 +187,7 @@ class Pulse(object):
                 try:
                     connection, _ = listener.accept()
                     connection.settimeout(5)
-                    connections[int(connection.recv(16))] = connection
+                    connections[range(len(self._addresses)).index(int(connection.recv(16)))] = connection
                 except socket.timeout:
                     if time.time() >= end:
                         missing = sorted(set(range(1, len(self._addresses))) - set(connections))

@@ -8,8 +8,7 @@ import yaml
 from deeploss import LAYERS, smallest_picture
 from errors import UserError, reason, shown
 
-
-MAX_LENGTH = 100000
+MAX_LENGTH = 100000  # characters of a file; what YAML makes of long numbers takes long
 
 
 class Key(object):
@@ -80,13 +79,14 @@ def load_config(path):
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read(MAX_LENGTH + 1)
-        given = yaml.load(text if len(text) <= MAX_LENGTH else "", Loader=_Loader)
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError("%s: cannot be read: %s" % (path, reason(error)))
-    except Exception as error:  # besides its own, PyYAML lets out what Python raises on odd scalars
-        raise UserError("%s: is not YAML: %s" % (path, reason(error)))
     if len(text) > MAX_LENGTH:
         raise UserError("%s: expected a config, of at most %d characters, found more" % (path, MAX_LENGTH))
+    try:
+        given = yaml.load(text, Loader=_Loader)
+    except Exception as error:  # besides its own, PyYAML lets out what Python raises on odd scalars
+        raise UserError("%s: is not YAML: %s" % (path, reason(error)))
     if not isinstance(given, dict):
         raise UserError("%s: expected a mapping of keys to values, found %s"
                         % (path, "nothing" if given is None else type(given).__name__))

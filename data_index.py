@@ -37,17 +37,18 @@ class Index(object):
     """A data index, checked: images with their joints.
 
     path: of a pickled dict beside its images (README, "Your own data"). allow_outside: whether the paths in it may leave
-    its folder. Raises UserError.
+    its folder. data: the dict, where it has been read and has no faults. Raises UserError.
     images: N paths, as in the index. joints: (N, 15, 2) float32 in the order of JOINTS, xy in [0, 1] of width and
     height, -1 where occluded. train: (N,) bool. extra: what else the dict holds, by key.
     """
 
-    def __init__(self, path, allow_outside=False):
-        data = read_index(path)
-        faults = index_faults(data, allow_outside)
-        if faults:
-            more = " (and %d more faults: python batches.py %s lists them)" % (len(faults) - 1, path)
-            raise UserError("%s: %s%s" % (path, faults[0], more if len(faults) > 1 else ""))
+    def __init__(self, path, allow_outside=False, data=None):
+        if data is None:
+            data = read_index(path)
+            faults = index_faults(data, allow_outside)
+            if faults:
+                more = " (and %d more faults: python batches.py %s lists them)" % (len(faults) - 1, path)
+                raise UserError("%s: %s%s" % (path, faults[0], more if len(faults) > 1 else ""))
         self.path = path
         self.folder = os.path.dirname(os.path.abspath(path))
         self.images = [str(image) for image in data["imgs"]]

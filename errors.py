@@ -20,6 +20,15 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, "error: %s (%s --help says more)\n" % (_one_line(message, 1000), self.prog))
 
 
+def whole_number(most):
+    """The type of an option that takes a whole number from 1 to `most`."""
+    def convert(text):
+        if not text.isdecimal() or len(text) > 12 or not 1 <= int(text) <= most:
+            raise argparse.ArgumentTypeError("expected a whole number from 1 to %d, found %s" % (most, shown(text)))
+        return int(text)
+    return convert
+
+
 def shown(value, length=80):
     """A value of the user's as it stands in a message: on one line, and not long."""
     return _one_line(value if isinstance(value, str) else _repr(value), length)

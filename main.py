@@ -28,7 +28,7 @@ from cluster import join_cluster
 from config import load_config
 from data_index import Index
 from deeploss import load_weights
-from errors import Parser, UserError, reason
+from errors import Parser, UserError, reason, whole_number
 from graphs import TrainingGraph, make_renderer
 from runs import Run, tile, to_uint8, transfer_grid
 from sessions import make_session, set_up_tensorflow
@@ -61,7 +61,7 @@ def parse_options(argv):
     parser.add_argument("--checkpoint", metavar="PATH", help="checkpoint prefix, checkpoints folder or run folder")
     parser.add_argument("--retrain", action="store_true",
                         help="keep the checkpoint's weights and moments, but start at step 0 again")
-    parser.add_argument("--batches", type=positive, default=10, metavar="N",
+    parser.add_argument("--batches", type=whole_number(1000000), default=10, metavar="N",
                         help="how many batches transfer and test render (10)")
     options = parser.parse_args(argv)
     if options.retrain and options.checkpoint is None:
@@ -69,12 +69,6 @@ def parse_options(argv):
     if options.mode != "train" and options.checkpoint is None:
         parser.error("--mode %s needs --checkpoint" % options.mode)
     return options
-
-
-def positive(text):
-    if not text.isdigit() or not 1 <= int(text[:9]):
-        raise argparse.ArgumentTypeError("expected a whole number above 0, found %s" % text)
-    return int(text)
 
 
 # ---------------------------------------------------------------------------------------------- training
@@ -104,30 +98,29 @@ def train(options, config):
             start(session, graph, saver, checkpoint, options.retrain, lambda: load.batch(
                 order.front(config["init_batches"] * config["batch_size"])))
             session.run(iterator.initializer)
-            if cluster.number > 0:
-                trainer = Trainer(config, session, graph, None, None, load, None)
-            else:
+            run = test_batch = None
+            if cluster.number == 0:
                 test_batch = load.batch(BatchOrder(index.usable("test"), config["batch_size"], config["seed"]).batch(0))
                 run = Run(options.log_dir, config)  # last of all, so that bad input leaves none behind
                 run.say("training from step %d to %d%s; pictures and checkpoints: %s" % (
                     first_step, config["lr_decay_end"], ", from %s" % checkpoint.prefix if checkpoint else "", run.folder))
-                trainer = Trainer(config, session, graph, saver, run, load, test_batch)
-            stopped_by = trainer.train(first_step)
+            stopped_by = Trainer(config, session, graph, saver, run, load, test_batch).train(first_step)
             cluster.leave()
-            if cluster.number == 0:
+            if run is not None:
                 finish(options, config, index, load, session, graph, run, stopped_by)
     return 128 + stopped_by if stopped_by else 0
 
 
 def start(session, graph, saver, checkpoint, retrain, make_init_batch):
-    """Gives all workers the same weights: from the checkpoint, or random ones initialised from data."""
+    """Gives all workers worker 0's weights: from the checkpoint, or random ones initialised from data."""
     graph.start(session)
-    if checkpoint is not None:
-        saver.restore(session, checkpoint)
-    elif graph.cluster.number == 0:
-        graph.initialise_from_data(session, make_init_batch())
-    if retrain:
-        graph.restart_schedule(session)
+    if graph.cluster.number == 0:
+        if checkpoint is not None:
+            saver.restore(session, checkpoint)
+        else:
+            graph.initialise_from_data(session, make_init_batch())
+        if retrain:
+            graph.restart_schedule(session)
     graph.synchronise(session)
 
 
@@ -143,7 +136,7 @@ def finish(options, config, index, load, session, graph, run, stopped_by):
 
 
 class Trainer(object):
-    """The training loop, and what it does every so often; that falls to worker 0, which has a run and a saver."""
+    """The training loop, and what it does every so often; that falls to worker 0: the others have no run."""
 
     def __init__(self, config, session, graph, saver, run, load, test_batch):
         self.config, self.session, self.graph, self.saver, self.run = config, session, graph, saver, run

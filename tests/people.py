@@ -6,10 +6,7 @@ import numpy as np
 from PIL import Image
 
 from data_index import JOINTS
-
-STANDING = {"rankle": (.4, .95), "rknee": (.4, .75), "rhip": (.42, .55), "rshoulder": (.4, .3), "relbow": (.3, .4),
-            "rwrist": (.25, .5), "reye": (.48, .1), "lankle": (.6, .95), "lknee": (.6, .75), "lhip": (.58, .55),
-            "lshoulder": (.6, .3), "lelbow": (.7, .4), "lwrist": (.75, .5), "leye": (.52, .1), "cnose": (.5, .14)}
+from tools.benchmark import STANDING
 
 
 def standing(*missing, **moved):

@@ -1,6 +1,7 @@
 """python batches.py INDEX."""
 import os
 import pickle
+import re
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ from PIL import Image
 import pytest
 
 from conftest import ROOT
-from data_index import J, JOINTS
+from data_index import J, JOINTS, Index
 from people import make_index, standing
 from test_fuzz import images, mutated
 from tools.check_index import main, suspicions
@@ -72,7 +73,6 @@ def people(n=20):
     (people() / [1, 2], "no joint is in the lower half"), (people() * 1.5, "lie outside of their image"),
     (np.where(np.arange(15)[:, None] == J["lwrist"], 0, people()), r"are at \(0, 0\)")])
 def test_what_looks_wrong_is_said(joints, words):
-    import re
     assert any(re.search(words, line) for line in suspicions(joints.astype(np.float32)))
 
 
@@ -84,7 +84,6 @@ def test_swapped_eyes_are_told_from_swapped_people():
 
 def test_people_as_they_should_be_look_right(toy):
     assert suspicions(people()) == []
-    from data_index import Index
     assert suspicions(Index(str(toy / "index.p")).joints) == []
 
 

@@ -155,7 +155,7 @@ def test_the_launcher_ends_all_when_one_fails(tmp_path):
 
 
 def test_bad_commands_of_the_launcher_are_one_line():
-    for options, words in ((["0", "--", "true"], "--workers: expected 1 or more, found 0"), (["2"], "required: COMMAND"),
+    for options, words in ((["0", "--", "true"], "--workers: expected a whole number from 1 to 1000, found 0"), (["2"], "required: COMMAND"),
                            (["1", "--", "no-such-program"], "no-such-program: cannot be started")):
         done = subprocess.run(LAUNCH + options, stderr=subprocess.PIPE, universal_newlines=True, timeout=60)
         assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1

@@ -33,7 +33,7 @@ from batches import BatchOrder, Loader, cpu_count, pipeline  # noqa: E402
 from config import load_config  # noqa: E402
 from data_index import JOINTS, Index  # noqa: E402
 from deeploss import load_weights  # noqa: E402
-from errors import UserError  # noqa: E402
+from errors import Parser, UserError, whole_number  # noqa: E402
 from graphs import TrainingGraph  # noqa: E402
 from sessions import make_session, set_up_tensorflow  # noqa: E402
 
@@ -66,18 +66,17 @@ def main(argv=None):
 
 
 def parse_options(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=sorted(BENCHMARKS))
     parser.add_argument("--config", required=True, metavar="FILE")
     parser.add_argument("--set", type=setting, action="append", default=[], metavar="KEY=VALUE",
                         help="another value for a config key, for example precision=mixed")
-    parser.add_argument("--steps", type=int, default=10, metavar="N", help="measurements, after two that do not count (10)")
+    parser.add_argument("--steps", type=whole_number(100000), default=10, metavar="N",
+                        help="measurements, after two that do not count (10)")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     parser.add_argument("--against", metavar="PATH", help="another checkout of this repository to compare with")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="how often --against runs either (3)")
+    parser.add_argument("--rounds", type=whole_number(1000), default=3, metavar="N", help="how often --against runs either (3)")
     options = parser.parse_args(argv)
-    if options.steps < 1 or options.rounds < 1:
-        parser.error("--steps and --rounds: expected 1 or more")
     options.given = ["--set=%s=%s" % (key, json.dumps(value)) for key, value in options.set]
     options.set = dict(options.set)
     return options
@@ -102,7 +101,7 @@ def benchmark_step(config, options, folder):
         iterator = tf.data.make_initializable_iterator(pipeline(load, order))
         graph = TrainingGraph(config, iterator.get_next(), load.shapes(), load_weights(source, config["feature_layers"]))
         flop = count_flop(graph.update)
-        product = matrix_product()
+        product = MatrixProduct()
         tf.get_default_graph().finalize()
         with make_session(config) as session:
             graph.start(session)
@@ -133,7 +132,7 @@ def timed(session, fetches):
     return time.time() - start
 
 
-class matrix_product(object):
+class MatrixProduct(object):
     """A float32 matrix product in the graph: op, initializer, gflop."""
 
     def __init__(self, size=MATRIX_SIZE):

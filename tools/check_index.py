@@ -12,11 +12,11 @@ import sys
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from batches import PARTS, Examples, Loader, cpu_count
 from data_index import J, JOINTS, Index, index_faults, is_file_name, is_list, is_visible, leaves_folder, read_image, read_index
 from errors import Parser, UserError, reason, shown
+from tools.index_builder import with_progress
 
 PREVIEW = "preview.png"
 PREVIEW_SIZE = 128
@@ -63,7 +63,7 @@ def check(path, allow_outside):
     print_sizes(sizes)
     if faults:
         return faults + image_faults
-    index, faults = Index(path, allow_outside), image_faults
+    index, faults = Index(path, data=data), image_faults
     for split in ("train", "test"):
         try:
             usable = len(index.usable(split))
@@ -101,8 +101,8 @@ def check_images(folder, names):
 
     sizes, digests, faults = collections.Counter(), {}, []
     with multiprocessing.pool.ThreadPool(cpu_count()) as pool:
-        for name, size, digest, fault in tqdm(pool.imap_unordered(look, names, chunksize=16), total=len(names),
-                                              unit="image", mininterval=0.2 if sys.stderr.isatty() else 10):
+        looked_at = pool.imap_unordered(look, names, chunksize=16)
+        for name, size, digest, fault in with_progress(looked_at, len(names)):
             if fault is None:
                 sizes[size] += 1
                 digests[name] = digest
@@ -126,8 +126,8 @@ def suspicions(joints):
     visible = is_visible(joints)
     found = []
 
-    def share(wrong, of, line):
-        """Reports where most of enough people are wrong."""
+    def report_if_most(wrong, of, line):
+        """Where most of enough people are wrong."""
         if of.sum() >= FEWEST_TO_JUDGE and wrong[of].mean() > 0.5:
             found.append(line % (100 * wrong[of].mean(), of.sum()))
 
@@ -136,10 +136,10 @@ def suspicions(joints):
     both = {pair: visible[:, J["r" + pair]] & visible[:, J["l" + pair]] for pair in right_of}
     face = visible[:, J["cnose"]] & both["eye"]
     for pair in ("shoulder", "hip"):
-        share(right_of[pair], face & both[pair], "left and right seem swapped: with %%.0f %%%% of the %%d people whose "
+        report_if_most(right_of[pair], face & both[pair], "left and right seem swapped: with %%.0f %%%% of the %%d people whose "
               "face is seen, the right %s is on the image's right" % pair)
     facing = both["shoulder"] & ~right_of["shoulder"]
-    share(right_of["eye"], face & facing, "the eyes seem swapped: with %.0f %% of the %d people who face the camera, the "
+    report_if_most(right_of["eye"], face & facing, "the eyes seem swapped: with %.0f %% of the %d people who face the camera, the "
           "right eye is on the image's right")
 
     largest = np.where(visible, joints.max(axis=-1), 0).max(axis=1)

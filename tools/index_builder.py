@@ -66,7 +66,10 @@ class IndexBuilder(object):
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for name in os.listdir(self.partial):
                 path = os.path.join(self.partial, name)
-                shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
+                if os.path.isdir(path):
+                    shutil.rmtree(path)
+                else:
+                    os.remove(path)
             os.makedirs(os.path.join(self.partial, "images"))
         except BlockingIOError:
             raise UserError("--out: another run is making %s" % self.name)
@@ -171,14 +174,14 @@ def _is_data_set(folder):
     return os.path.isdir(folder) and set(os.listdir(folder)) <= CONTENT
 
 
-def in_order(items):
-    """The items, under a progress bar."""
-    return tqdm(items, unit="image", mininterval=0.2 if sys.stderr.isatty() else 10)
+def with_progress(items, total=None):
+    """The items, images mostly, under a progress bar; total: how many, where items do not know."""
+    return tqdm(items, total=total, unit="image", mininterval=0.2 if sys.stderr.isatty() else 10)
 
 
 def in_parallel(function, items, chunk=16):
     """function(item) of each item, in order, made ahead in threads, a chunk at a time; under a progress bar."""
-    bar = iter(in_order(items))
+    bar = iter(with_progress(items))
     with multiprocessing.pool.ThreadPool() as pool:
         for start in range(0, len(items), chunk):
             for result in pool.map(function, items[start:start + chunk]):

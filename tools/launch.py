@@ -17,7 +17,7 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from errors import Parser, UserError  # noqa: E402
+from errors import Parser, UserError, whole_number  # noqa: E402
 
 BY_THEMSELVES = 5.0  # seconds in which the workers notice that one has failed
 TO_SAVE = 20.0  # seconds from SIGTERM to SIGKILL
@@ -49,12 +49,9 @@ def main(argv=None):
 
 def parse_options(argv):
     parser = Parser(description=__doc__.split("\n")[0], usage="%(prog)s --workers N -- COMMAND ...")
-    parser.add_argument("--workers", type=int, required=True, metavar="N")
+    parser.add_argument("--workers", type=whole_number(1000), required=True, metavar="N")
     parser.add_argument("command", nargs="+", metavar="COMMAND")
-    options = parser.parse_args(argv)
-    if options.workers < 1:
-        parser.error("--workers: expected 1 or more, found %d" % options.workers)
-    return options
+    return parser.parse_args(argv)
 
 
 def make_environments(n):

@@ -15,7 +15,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from errors import Parser, UserError  # noqa: E402
+from errors import Parser, UserError, whole_number  # noqa: E402
 from tools import coco, openpose, photos  # noqa: E402
 from tools.index_builder import IndexBuilder  # noqa: E402
 
@@ -49,7 +49,7 @@ def parse_options(argv):
     coco_options.add_argument("--test-annotations", metavar="JSON", help="person_keypoints_val2017.json; without, a share "
                               "of the photos is kept for tests")
     coco_options.add_argument("--images", required=True, nargs="+", metavar="DIR", help="where the photos are")
-    coco_options.add_argument("--min-size", type=positive, default=80, metavar="PIXELS",
+    coco_options.add_argument("--min-size", type=whole_number(10000), default=80, metavar="PIXELS",
                               help="leave out people whose longer side in the photo is smaller (80)")
     coco_options.add_argument("--keep-hidden", action="store_true",
                               help="joints that are labelled but hidden count as visible")
@@ -62,7 +62,7 @@ def parse_options(argv):
     photos_options.add_argument("photos", metavar="DIR", help="folder of photos")
 
     for options in (coco_options, photos_options):
-        options.add_argument("--size", type=positive, default=256, metavar="PIXELS", help="side of the crops (256)")
+        options.add_argument("--size", type=whole_number(10000), default=256, metavar="PIXELS", help="side of the crops (256)")
         options.add_argument("--test", type=share, default=0.1, metavar="SHARE",
                              help="share of the photos for tests, where annotations do not say (0.1)")
     openpose_options.set_defaults(test=0.0)
@@ -74,12 +74,6 @@ def add_source(sources, name, text):
     options.add_argument("--out", required=True, metavar="DIR", help="a new folder for index.p and images/")
     options.add_argument("--overwrite", action="store_true", help="replace a data set that this tool made in --out")
     return options
-
-
-def positive(text):
-    if not text.isdigit() or not 1 <= int(text[:9]) <= 10000:
-        raise argparse.ArgumentTypeError("expected a whole number from 1 to 10000, found %s" % text)
-    return int(text)
 
 
 def share(text):

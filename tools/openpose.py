@@ -5,9 +5,8 @@ import os
 import re
 
 import numpy as np
-from PIL import Image
 
-from data_index import IMAGE_FORMATS
+from data_index import read_image
 from errors import UserError, reason, shown
 from tools.index_builder import files_below, in_parallel
 
@@ -169,10 +168,8 @@ def _keys(path):
 def image_size(path):
     """(width, height), or None where the file is no whole image."""
     try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
-            image.load()
-            return image.size
-    except Exception:  # Pillow's decoders raise nearly anything on damaged files
+        return read_image(path).size
+    except UserError:
         return None
 
 

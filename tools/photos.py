@@ -6,7 +6,7 @@ import numpy as np
 from data_index import read_image
 from errors import UserError, reason, shown
 from quiet import quiet_stderr
-from tools.index_builder import cut_square, files_below, in_order, square_around
+from tools.index_builder import cut_square, files_below, square_around, with_progress
 
 # The landmarks of MediaPipe that are kept, by their number there; left and right are the person's own.
 LANDMARKS = {"cnose": 0, "leye": 2, "reye": 5, "lear": 7, "rear": 8, "lshoulder": 11, "rshoulder": 12, "lelbow": 13,
@@ -29,7 +29,7 @@ def add_people(builder, options):
     paths = find_photos(options.photos, builder)
     builder.images_seen = len(paths)
     estimator = load_estimator()
-    for path in in_order(paths):
+    for path in with_progress(paths):
         name = os.path.relpath(path, options.photos)
         if name.lower().endswith(TO_CONVERT):
             builder.leave_out(name, "of another kind than JPEG and PNG; convert them")
