@@ -124,3 +124,13 @@ def test_kerass_own_cache_is_used_if_the_file_is_there(tmp_path, monkeypatch):
     monkeypatch.setattr(deeploss, "IMAGENET_URL", "http://127.0.0.1:9/" + deeploss.IMAGENET_FILE)
     np.testing.assert_array_equal(deeploss.load_weights("imagenet", LAYERS)["block1_conv1/bias"],
                                   weights()["block1_conv1/bias"])
+
+
+def test_the_gradient_of_distances_is_tensorflows_own(graph):
+    random = np.random.RandomState(0)
+    x, y = (tf.constant(random.normal(size=(2, 3, 4)), tf.float32) for _ in range(2))
+    results = [[distance] + tf.gradients(3 * distance, [x, y])
+               for distance in (deeploss.mean_distance(x, y), tf.reduce_mean(tf.abs(x - y)))]
+    with tf.Session() as session:
+        for found, expected in zip(*session.run(results)):
+            np.testing.assert_allclose(found, expected, rtol=1e-5)

@@ -79,11 +79,14 @@ def test_noise_is_a_function_of_seed_step_and_place():
 def test_dropout_keeps_the_mean_and_drops_the_share(graph):
     walk = nn.Walk("train", drop_prob=0.25)
     with walk.network("net"):
-        y = walk.activate(tf.ones((100000,)))
+        y = walk.activate(tf.ones((100001,)))
     with tf.Session() as session:
-        values = session.run(y)
-    assert abs((values == 0).mean() - 0.25) < 0.01
+        values = session.run(y * walk.kept_scale)
+        half = session.run(y, {walk.drop_prob: 0.5})
+    assert abs((values == 0).mean() - 0.25) < 0.01 and abs((half == 0).mean() - 0.5) < 0.01
     np.testing.assert_allclose(values[values > 0], 1 / 0.75, rtol=1e-6)
+    for shift in (1, 2, 3):  # neighbours share a random word
+        assert abs(np.corrcoef(values[shift:], values[:-shift])[0, 1]) < 0.02
 
 
 def test_the_gradient_of_dropout_is_that_of_what_it_computes(graph):
@@ -96,8 +99,46 @@ def test_the_gradient_of_dropout_is_that_of_what_it_computes(graph):
         x, y, gradient = session.run((x, y, gradient))
         elu = np.where(x > 0, x, np.expm1(x))
         kept = y != 0
-        np.testing.assert_allclose(y, np.where(kept, elu / 0.75, 0), rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(gradient, 2 * y * np.where(kept, np.where(x > 0, 1, elu + 1) / 0.75, 0), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(y, np.where(kept, elu, 0), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(gradient, 2 * y * np.where(kept, np.where(x > 0, 1, elu + 1), 0), rtol=1e-4, atol=1e-5)
+
+
+def test_a_residual_block_with_dropout_has_the_mean_of_one_without(graph):
+    walk = nn.Walk("train", drop_prob=0.25)
+    x = np.random.RandomState(0).normal(size=(1, 2, 2, 64))
+    with walk.network("net"):
+        y = nn.residual_block(walk, tf.constant(np.tile(x, (4000, 1, 1, 1)), tf.float32)) - x
+    with tf.Session() as session:
+        session.run(tf.global_variables_initializer())
+        dropped, whole = session.run(y), session.run(y, {walk.drop_prob: 0.0})
+    assert np.abs(dropped.mean(axis=0) - whole[0]).max() < 0.05 * whole.std() and dropped.std(axis=0).min() > 0.1 * whole.std()
+
+
+@pytest.mark.parametrize("h, w", [(1, 1), (2, 2), (1, 2), (2, 1)])
+def test_convolutions_of_small_maps_are_convolutions(graph, h, w):
+    random = np.random.RandomState(0)
+    x, kernel, weights = (tf.constant(random.normal(size=shape), tf.float32)
+                          for shape in ((2, h, w, 5), (3, 3, 5, 4), (2, h, w, 4)))
+    results = []
+    for y in (nn._conv(x, kernel, 1), tf.nn.conv2d(x, kernel, strides=[1, 1, 1, 1], padding="SAME")):
+        results.append([y] + tf.gradients(tf.reduce_sum(weights * y), [x, kernel]))
+    assert results[0][0].op.type == "Reshape" and results[0][0].shape.as_list() == [2, h, w, 4]
+    with tf.Session() as session:
+        for found, expected in zip(*session.run(results)):
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 5, 4), (6, 4)])
+def test_the_gradient_of_normalised_kernels_is_tensorflows_own(graph, shape):
+    random = np.random.RandomState(0)
+    V, weights = (tf.constant(random.normal(size=shape), tf.float32) for _ in range(2))
+    g = tf.constant(random.uniform(0.5, 2, shape[-1]), tf.float32)
+    plain = g * V / tf.sqrt(tf.reduce_sum(tf.square(V), axis=list(range(len(shape) - 1))))
+    results = [[kernel] + tf.gradients(tf.reduce_sum(weights * kernel), [V, g])
+               for kernel in (nn._normalised_kernel(V, g), plain)]
+    with tf.Session() as session:
+        for found, expected in zip(*session.run(results)):
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_dropout_and_noise_can_be_fed_away(graph):
