@@ -228,6 +228,7 @@ def pipeline(load, order, first_batch=0, n_batches=None, n_threads=None):
     """A tf.data.Dataset of batches (Examples of uint8 tensors), made ahead in parallel threads."""
     end = np.iinfo(np.int64).max if n_batches is None else first_batch + n_batches
 
+    @tf.autograph.experimental.do_not_convert  # TensorFlow 1.15 would compile all of Python's part anew in every call
     def load_batch(k):
         tensors = tf.numpy_function(lambda k: load(order.batch(k)), [k], [tf.uint8] * 4)
         for tensor, shape in zip(tensors, load.shapes()):

@@ -1,4 +1,5 @@
 import os
+import sys
 import threading
 
 import cv2
@@ -170,6 +171,22 @@ def test_images_are_loaded_in_several_threads(tmp_path, monkeypatch):
             together.wait(timeout=60)
             return load(numbers)
     assert len(run_pipeline(Waiting(), BatchOrder(range(4), 4, 0), 0, 2)) == 2
+
+
+def test_tensorflow_does_not_rewrite_the_loading(tmp_path):
+    """TensorFlow 1.15 would turn Python's part into graph code, in each call, at a hundred times the cost."""
+    load = Loader(Index(make_index(tmp_path)), 16, 1)
+    callers = []
+
+    class Watching(object):
+        shapes = load.shapes
+
+        def __call__(self, numbers):
+            callers.append(sys._getframe().f_back.f_code.co_filename)
+            assert sys._getframe().f_code.co_filename == __file__
+            return load(numbers)
+    run_pipeline(Watching(), BatchOrder(range(4), 4, 0), 0, 2)
+    assert len(callers) >= 2 and {os.path.basename(name) for name in callers} == {"batches.py"}
 
 
 def test_a_broken_image_stops_the_pipeline_and_is_remembered(tmp_path):

@@ -69,7 +69,7 @@ def test_flop_are_counted_from_shapes(graph):
 
 
 @pytest.mark.parametrize("what, keys", [
-    ("step", ["step_s", "gflop_per_step", "share_of_matrix_product", "peak_memory_gb", "start_to_first_step_s"]),
+    ("step", ["step_s", "gflop_per_step", "share_of_matrix_product", "share_waiting_for_input", "peak_memory_gb", "start_to_first_step_s"]),
     ("input", ["images_per_s_1_threads"])])
 def test_the_benchmark_measures_made_up_data_against_another_checkout(what, keys, small_config):
     """Against itself: all ratios are there."""
