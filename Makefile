@@ -1,6 +1,7 @@
-# make train   draws the toy data set and trains on it: about ten minutes on two CPU cores
-# make test    runs the tests
-# Both make a virtual environment first; PYTHON=python3.7 chooses TensorFlow 1.15, python3.10 to 3.13 TensorFlow 2.x.
+# make train     draws the toy data set and trains on it: about ten minutes on two CPU cores
+# make toy-gif   after that: somebody of the toy's test split in motion, as docs/toy.gif
+# make test      runs the tests
+# All make a virtual environment first; PYTHON=python3.7 chooses TensorFlow 1.15, python3.10 to 3.13 TensorFlow 2.x.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,10 +14,21 @@ READY := $(VENV)/.ready-$(VERSION)
 READY_TO_TEST := $(VENV)/.ready-to-test-$(VERSION)
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: train test clean check-python
+# The newest training, and who moves how in toy-gif: numbers of images of data/toy.
+RUN ?= $(patsubst %/checkpoints/checkpoint,%,$(lastword $(sort $(wildcard log/*/checkpoints/checkpoint))))
+PERSON ?= 6005
+POSES ?= 6008 6017 6026 6035 6008
+
+.PHONY: train toy-gif test clean check-python
 
 train: $(READY) data/toy/index.p
 	$(VENV)/bin/python main.py --config toy.yaml
+
+toy-gif: $(READY) data/toy/index.p
+	@test -n "$(RUN)" || { echo "error: there is no training in log/: make train first" >&2; exit 2; }
+	$(VENV)/bin/python main.py --mode animate --checkpoint $(RUN) --appearance $(PERSON) --pose $(POSES) --fps 20 \
+	  --seconds_per_pose 0.8 --log_dir log/toy-gif
+	cp $$(ls -td log/toy-gif/*/animation.gif | head -n 1) docs/toy.gif
 
 test: $(READY_TO_TEST)
 	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadgroup tests

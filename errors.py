@@ -29,6 +29,19 @@ def whole_number(most):
     return convert
 
 
+def number_above_0(most):
+    """The type of an option that takes a number above 0, up to `most`."""
+    def convert(text):
+        try:
+            number = float(text)
+        except ValueError:
+            number = -1.0
+        if not 0 < number <= most:
+            raise argparse.ArgumentTypeError("expected a number above 0, up to %g, found %s" % (most, shown(text)))
+        return number
+    return convert
+
+
 def shown(value, length=80):
     """A value of the user's as it stands in a message: on one line, and not long."""
     return _one_line(value if isinstance(value, str) else _repr(value), length)

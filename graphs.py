@@ -51,7 +51,8 @@ class TrainingGraph(object):
         walk = Walk("train", step, seed, config["drop_prob"], part=(cluster.number, cluster.size))
         decoded, posterior = net.train(walk, inputs.stick, inputs.parts)
         total, self.scalars = self._losses(inputs.image, decoded, posterior, loss)
-        self._eval_fetches, self._without_dropout = (dict(self.scalars), decoded.picture), {walk.drop_prob: 0.0}
+        self._eval_fetches = dict(self.scalars), decoded.picture, list(posterior.means)
+        self._without_dropout = {walk.drop_prob: 0.0}
         self.scalars["global_step"] = step
         self.model_variables = tf.trainable_variables()
         self.stop = tf.placeholder_with_default(0.0, ())
@@ -89,7 +90,9 @@ class TrainingGraph(object):
             session.run([variable.op for variable in self._synchronise])
 
     def evaluate(self, session, examples):
-        """Losses without dropout (floats by name) and reconstructions (N, S, S, 3) of a batch of uint8 Examples."""
+        """Losses without dropout (floats by name), reconstructions (N, S, S, 3) and posterior means (one array (N, h, w, c)
+        per latent scale) of a batch of uint8 Examples.
+        """
         return session.run(self._eval_fetches, {**feed(self.batch, examples), **self._without_dropout})
 
     def saved_variables(self):
@@ -99,11 +102,13 @@ class TrainingGraph(object):
     def _losses(self, image, decoded, posterior, perceptual_loss):
         """What is minimised, and the scalars to log, by name."""
         terms = perceptual_loss(image, decoded.picture)
-        kl_loss = tf.add_n(kl_divergence(posterior.means, decoded.prior_means))
+        kl_losses = kl_divergence(posterior.means, decoded.prior_means)
+        kl_loss = tf.add_n(kl_losses)
         # The negative bound of equation 5; the KL term is a cost (the sign in equations 3 to 5 is a misprint).
         total = terms.likelihood_loss + self.kl_weight * kl_loss
         scalars = {"loss": total, "likelihood_loss": terms.likelihood_loss, "kl_loss": kl_loss,
                    "kl_weight": self.kl_weight, "learning_rate": self.learning_rate}
+        scalars.update({"kl_loss_%d" % k: value for k, value in enumerate(kl_losses)})
         scalars.update({"vgg_loss_%d" % k: value for k, value in enumerate(terms.feature_losses)})
         scalars.update({"gram_loss_%d" % k: value for k, value in enumerate(terms.gram_losses)})
         return total, scalars
@@ -129,12 +134,13 @@ class Renderer(object):
 
     inputs: Examples of the uint8 tensors (batch_size, ...) that are fed. means: posterior means. latents: the tensors that
     the decoder reads as the appearance, fed as well. picture, samples: of given latents and from the prior, of which
-    `sample_number` chooses one. quiet: what else is fed, so that nothing but the prior is random.
+    `sample_number` chooses one. quiet: what else is fed, so that nothing but the prior is random. size: S.
     """
 
     def __init__(self, inputs, means, latents, picture, samples, sample_number, quiet):
         self._inputs, self._means, self._latents = inputs, means, latents
         self._picture, self._samples, self._sample_number, self._quiet = picture, samples, sample_number, quiet
+        self.batch_size, self.size = (int(n) for n in inputs.stick.shape[:2])
 
     def encode(self, session, parts, has_part):
         """Posterior means of part crops (n, s, s, 24), one array per latent scale."""

@@ -3,23 +3,27 @@
     python main.py --config toy.yaml                                                    train
     python main.py --config market.yaml --checkpoint RUN                                go on training from a checkpoint
     python main.py --config market_retrain.yaml --retrain --checkpoint RUN              second round
-    python main.py --config market.yaml --mode transfer --checkpoint RUN                appearances in other poses
-    python main.py --config market.yaml --mode test --checkpoint RUN                    appearances from the prior
+    python main.py --mode evaluate --checkpoint RUN                                     SSIM, PSNR ... of the test split
+    python main.py --mode transfer --checkpoint RUN                                     people in each other's poses
+    python main.py --mode transfer --checkpoint RUN --appearance 7 --pose 3 12-15       this one in those poses
+    python main.py --mode animate --checkpoint RUN --appearance 7 --pose FOLDER         in motion, as GIF and MP4
+    python main.py --mode test --checkpoint RUN                                         appearances from the prior
 
-RUN is a run folder, its checkpoints folder or a checkpoint prefix. Every command writes to a new run folder,
-log/<date>T<time>. README.md says what each option, config key and file is.
+RUN is a run folder, its checkpoints folder or a checkpoint prefix; without --config its own config is used. Every
+command writes to a new run folder, log/<date>T<time>. README.md says what each option, config key and file is.
 """
 import argparse
 import math
+import os
 import shlex
 import signal
 import sys
+import time
 
 from quiet import quiet_stderr
 
 with quiet_stderr():  # TensorFlow greets on stderr while it is imported
     import tensorflow.compat.v1 as tf
-import numpy as np
 from tqdm import tqdm
 
 from batches import BatchOrder, Loader, pipeline
@@ -28,11 +32,13 @@ from cluster import join_cluster
 from config import load_config
 from data_index import Index
 from deeploss import load_weights
-from errors import Parser, UserError, reason, whole_number
-from graphs import TrainingGraph, make_renderer
+from errors import Parser, UserError, number_above_0, reason, whole_number
+from evaluation import evaluate, report_toy
+from graphs import TrainingGraph
+from rendering import animate, sample, transfer
 from runs import Run, tile, to_uint8, transfer_grid
 from sessions import make_session, set_up_tensorflow
-from tools import make_toy
+from tools.plot_run import save_result
 
 
 def main(argv=None):
@@ -41,7 +47,7 @@ def main(argv=None):
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     set_up_tensorflow()
     try:
-        return MODES[options.mode](options, load_config(options.config)) or 0
+        return MODES[options.mode](options, load_config(options.config or saved_config(options.checkpoint))) or 0
     except UserError as error:
         print("error: %s" % error, file=sys.stderr)
         return 2
@@ -55,20 +61,45 @@ def main(argv=None):
 
 def parse_options(argv):
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file such as market.yaml")
+    parser.add_argument("--config", metavar="FILE", help="a YAML file such as market.yaml; but for training, the "
+                                                         "checkpoint's own is the default")
     parser.add_argument("--mode", default="train", choices=sorted(MODES))
     parser.add_argument("--log_dir", default="log", metavar="DIR", help="where run folders go (log)")
     parser.add_argument("--checkpoint", metavar="PATH", help="checkpoint prefix, checkpoints folder or run folder")
     parser.add_argument("--retrain", action="store_true",
-                        help="keep the checkpoint's weights and moments, but start at step 0 again")
-    parser.add_argument("--batches", type=whole_number(1000000), default=10, metavar="N",
-                        help="how many batches transfer and test render (10)")
+                        help="train: keep the checkpoint's weights and moments, but start at step 0 again")
+    parser.add_argument("--batches", type=whole_number(1000000), metavar="N",
+                        help="transfer, test: how many batches of the test split to render (10)")
+    parser.add_argument("--appearance", nargs="+", metavar="IMAGE",
+                        help="transfer, animate: whose appearance: names or numbers of the index, FROM-TO or a folder")
+    parser.add_argument("--pose", nargs="+", metavar="IMAGE", help="transfer, animate: whose poses, likewise")
+    parser.add_argument("--fps", type=whole_number(50), metavar="N", help="animate: frames per second (25)")
+    parser.add_argument("--seconds_per_pose", type=number_above_0(3600), metavar="S",
+                        help="animate: time from one pose to the next (0.5)")
+    parser.add_argument("--save", action="store_true", help="evaluate: save the pictures too")
     options = parser.parse_args(argv)
+    for name, modes in MODES_OF_OPTIONS.items():
+        if getattr(options, name) and options.mode not in modes:
+            parser.error("--%s goes with --mode %s" % (name, " or ".join(modes)))
+    for name in ("--appearance", "--pose"):
+        if options.mode == "animate" and getattr(options, name[2:]) is None:
+            parser.error("--mode animate needs %s" % name)
     if options.retrain and options.checkpoint is None:
         parser.error("--retrain needs --checkpoint")
     if options.mode != "train" and options.checkpoint is None:
         parser.error("--mode %s needs --checkpoint" % options.mode)
+    if options.mode == "train" and options.config is None:
+        parser.error("--mode train needs --config")
     return options
+
+
+def saved_config(checkpoint):
+    """Path of the config that was saved with the run of a checkpoint."""
+    prefix = find_checkpoint(checkpoint)
+    path = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(prefix))), "config.yaml")
+    if not os.path.isfile(path):
+        raise UserError("--config is needed: %s is not in a run folder, which has a config.yaml" % prefix)
+    return os.path.relpath(path)
 
 
 # ---------------------------------------------------------------------------------------------- training
@@ -131,7 +162,9 @@ def finish(options, config, index, load, session, graph, run, stopped_by):
                 % (shlex.quote(options.config), shlex.quote(run.folder)))
     else:
         report_toy(config, index, load, session, graph.renderer, run)
-        run.say("done; the pictures are in %s" % run.folder)
+    save_result(run)
+    run.say("%sthe pictures are in %s; result.png shows the curves and the last transfers"
+            % ("" if stopped_by else "done; ", run.folder))
     run.close()
 
 
@@ -141,6 +174,7 @@ class Trainer(object):
     def __init__(self, config, session, graph, saver, run, load, test_batch):
         self.config, self.session, self.graph, self.saver, self.run = config, session, graph, saver, run
         self.load, self.test_batch = load, test_batch
+        self.images, self.seconds = 0, 0.0  # trained on since the last log
 
     def train(self, step):
         """Trains from `step` to lr_decay_end, or to a SIGINT or SIGTERM, whose number it returns."""
@@ -151,7 +185,10 @@ class Trainer(object):
         with bar, StopSignal() as signals:
             while step < end and not stopping:
                 log_now = step == 0 or (step + 1) % self.config["log_freq"] == 0
+                start = time.time()
                 scalars, batch, stopping = self.train_step(step, log_now, signals)
+                self.seconds += time.time() - start
+                self.images += batch_size * self.graph.cluster.size
                 step += 1
                 bar.set_postfix(step=step, loss="%.4g" % scalars["loss"], refresh=False)
                 bar.update(batch_size)
@@ -166,6 +203,8 @@ class Trainer(object):
         if self.run is not None:
             self.run.say("%s at step %d, saved as %s"
                          % ("stopped by a signal" if stopping else "trained", step, self.save(step)))
+            if not stopping and step % self.config["test_freq"]:
+                self.draw_tests(step)
         return (signals.number or signal.SIGTERM) if stopping else 0
 
     def train_step(self, step, with_batch, signals):
@@ -189,16 +228,21 @@ class Trainer(object):
         return scalars, batch, stopping or self.graph.cluster.size == 1 and signals.number != 0
 
     def log(self, step, scalars, batch):
-        """Scalars and pictures of the training batch, and of the test batch with the prefix or suffix `valid`."""
-        scalars = dict(scalars, global_step=step)
+        """Scalars, distributions and pictures of the training batch, and of the test batch with the suffix or prefix
+        `valid`.
+        """
         self.draw("", step, batch)
-        valid = dict(self.draw("valid_", step, self.test_batch), global_step=step)
-        scalars.update((name + "_valid", value) for name, value in valid.items())
+        valid = self.draw("valid_", step, self.test_batch)
+        scalars = dict(scalars, global_step=step, images_per_s=self.images / self.seconds)
+        scalars.update((name + "_valid", value) for name, value in dict(valid, global_step=step).items())
         self.run.scalars(step, scalars)
+        self.images, self.seconds = 0, 0.0
 
     def draw(self, prefix, step, batch):
         """Pictures, stick figures, reconstructions and prior samples of a batch; returns its losses."""
-        losses, reconstructions = self.graph.evaluate(self.session, batch)
+        losses, reconstructions, means = self.graph.evaluate(self.session, batch)
+        for k, values in enumerate(means):
+            self.run.histogram("posterior_means_%d%s" % (k, "_valid" if prefix else ""), values, step)
         samples = self.graph.renderer.sample(self.session, batch.stick, step)
         for name, pictures in (("x", batch.image), ("c", batch.stick), ("sample", to_uint8(reconstructions)),
                                ("test_sample", to_uint8(samples))):
@@ -210,7 +254,8 @@ class Trainer(object):
         samples = self.graph.renderer.sample(self.session, self.test_batch.stick, step)
         self.run.picture("testing_cond", tile(self.test_batch.stick), step)
         self.run.picture("testing_test_sample", tile(to_uint8(samples)), step)
-        self.run.picture("transfer", draw_transfers(self.session, self.graph.renderer, self.test_batch), step)
+        cells = to_uint8(self.graph.renderer.transfers(self.session, self.test_batch, self.test_batch))
+        self.run.picture("transfer", transfer_grid(self.test_batch.stick, self.test_batch.image, cells), step)
 
     def save(self, step):
         return self.saver.save(self.session, self.run.checkpoints, step)
@@ -238,76 +283,11 @@ class StopSignal(object):
             signal.signal(number, handler)
 
 
-def report_toy(config, index, load, session, renderer, run):
-    """For the toy data, whose truth can be drawn: the error of transfers to held-out people."""
-    if config["spatial_size"] != make_toy.SIZE or not make_toy.is_toy(index.joints, index.extra):
-        return
-
-    def render(appearances, poses):
-        sources = load.batch(appearances)
-        return renderer.render(session, renderer.encode(session, sources.parts, sources.has_part),
-                               load.batch(poses).stick)
-
-    errors = make_toy.transfer_error(render, index.extra["person"], {s: index.usable(s) for s in ("train", "test")},
-                                     index.extra["toy_seed"])
-    line = ("transfer error on held-out people: %.3f; of the mean training appearance: %.3f (ratio %.3f); of a wrong "
-            "person: %.3f" % (errors["transfer"], errors["mean_appearance"],
-                              errors["transfer"] / errors["mean_appearance"], errors["wrong_person"]))
-    run.say(line)
-
-
-# ---------------------------------------------------------------------------------------------- pictures
-
-def transfer(options, config):
-    """Saves grids of the test people in each other's poses."""
-    render_batches(options, config, "transfer", lambda session, renderer, batch, i:
-                   draw_transfers(session, renderer, batch))
-
-
-def sample(options, config):
-    """Saves grids of poses of the test split, each with somebody from the prior beside it."""
-    def draw(session, renderer, batch, i):
-        pictures = to_uint8(renderer.sample(session, batch.stick, i))
-        return tile(np.concatenate([batch.stick, pictures], axis=2))
-    render_batches(options, config, "test_sample", draw)
-
-
-def render_batches(options, config, name, draw):
-    """Restores a checkpoint and saves draw(session, renderer, batch, i) of batches of the test split."""
-    index = Index(config["data_index"], config["allow_outside_images"])
-    load = Loader(index, config["spatial_size"], config["box_factor"])
-    order = BatchOrder(index.usable("test"), config["batch_size"], config["seed"])
-    checkpoint = Checkpoint(find_checkpoint(options.checkpoint))
-    with tf.Graph().as_default():
-        iterator = tf.data.make_initializable_iterator(pipeline(load, order, 0, options.batches))
-        batch = iterator.get_next()
-        renderer = make_renderer(config, load.shapes())
-        saver = CheckpointSaver(tf.trainable_variables())
-        tf.get_default_graph().finalize()
-        with make_session(config) as session:
-            saver.restore(session, checkpoint)
-            session.run(iterator.initializer)
-            run = None
-            for i in tqdm(range(options.batches), unit="batch"):
-                try:
-                    examples = session.run(batch)
-                except tf.errors.OpError:
-                    raise load.failure or sys.exc_info()[1]
-                picture = draw(session, renderer, examples, i)
-                if run is None:
-                    run = Run(options.log_dir, config)
-                    run.log("%s from %s" % (name, checkpoint.prefix))
-                run.picture("%s_%d" % (name, i), picture)
-            run.say("the pictures are in %s" % run.folder)
-            run.close()
-
-
-def draw_transfers(session, renderer, batch):
-    """The transfer grid of a batch (uint8 Examples): every appearance in every pose."""
-    return transfer_grid(batch.stick, batch.image, to_uint8(renderer.transfers(session, batch, batch)))
-
-
-MODES = {"train": train, "transfer": transfer, "test": sample}
+MODES = {"train": train, "evaluate": evaluate, "transfer": transfer, "animate": animate, "test": sample}
+# Options that not all modes have.
+MODES_OF_OPTIONS = {"retrain": ("train",), "batches": ("transfer", "test"), "appearance": ("transfer", "animate"),
+                    "pose": ("transfer", "animate"), "fps": ("animate",), "seconds_per_pose": ("animate",),
+                    "save": ("evaluate",)}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,6 +2,7 @@
 import glob
 import io
 import os
+import re
 import shutil
 import socket
 import time
@@ -49,22 +50,46 @@ class Run(object):
         """Scalars by name, into log.txt and TensorBoard's events."""
         for name in sorted(values):
             self.log("%s: %s" % (name, values[name]))
-        self._add_summary([tf.Summary.Value(tag=name, simple_value=value) for name, value in values.items()], step)
+        self._add_summary([tf.Summary.Value(tag=grouped(name), simple_value=value) for name, value in values.items()], step)
+
+    def histogram(self, name, values, step):
+        """The distribution of an array's values, in TensorBoard."""
+        counts, edges = np.histogram(values, bins=50)
+        values = values.astype(np.float64)
+        histogram = tf.HistogramProto(min=values.min(), max=values.max(), num=values.size, sum=values.sum(),
+                                      sum_squares=(values**2).sum(), bucket_limit=edges[1:], bucket=counts)
+        self._add_summary([tf.Summary.Value(tag=grouped(name), histo=histogram)], step)
 
     def picture(self, name, pixels, step=None):
-        """Saves pixels (h, w, 3) uint8 as <name>.png or, with a step, as <name>_<step>.png and in TensorBoard."""
+        """Saves pixels (h, w, 3) uint8 as <name>.png or, with a step, as <name>_<step>.png and in TensorBoard.
+
+        A name may say in which folder of the run.
+        """
         png = io.BytesIO()
         Image.fromarray(pixels).save(png, "PNG")
         file_name = "%s.png" % name if step is None else "%s_%07d.png" % (name, step)
-        try:
-            with open(os.path.join(self.folder, file_name), "wb") as file:
-                file.write(png.getvalue())
-        except OSError as error:
-            raise self._cannot_write(error)
+        self.write(file_name, png.getvalue())
         if step is not None:
             image = tf.Summary.Image(height=pixels.shape[0], width=pixels.shape[1], colorspace=3,
                                      encoded_image_string=png.getvalue())
             self._add_summary([tf.Summary.Value(tag=name, image=image)], step)
+
+    def write(self, name, content):
+        """Saves bytes as a file of the run."""
+        try:
+            with open(self.path(name), "wb") as file:
+                file.write(content)
+        except OSError as error:
+            raise self._cannot_write(error)
+
+    def path(self, name):
+        """Path of a file of the run, in a folder that is there."""
+        path = os.path.join(self.folder, name)
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+        except OSError as error:
+            raise self._cannot_write(error)
+        return path
 
     def close(self):
         """Writes out what is still buffered."""
@@ -95,6 +120,11 @@ class _EventWriter(object):
 
     def close(self):
         self._records.close()
+
+
+def grouped(name):
+    """The tag under which TensorBoard shows a scalar beside its like: vgg_loss/vgg_loss_3_valid."""
+    return "%s/%s" % (re.sub(r"(_\d+)?(_valid)?$", "", name), name)
 
 
 def _make_folder(log_dir):

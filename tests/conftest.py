@@ -24,6 +24,12 @@ SMALL = dict(
     feature_layers=["input_1", "block1_conv1"], feature_weights=[1.0, 1.0], gram_weights=[0.0, 0.1], vgg_weights="random")
 
 
+def only_run(log_dir):
+    """The one run folder there."""
+    run, = log_dir.iterdir()
+    return run
+
+
 @pytest.fixture
 def graph():
     """A graph of the test's own."""
@@ -38,6 +44,17 @@ def toy(tmp_path_factory):
     folder = tmp_path_factory.mktemp("toy")
     make_toy.make_data_set(str(folder), n_train=6, n_test=3, seed=1)
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, toy):
+    """The run folder of a finished small training, and its config."""
+    folder = tmp_path_factory.mktemp("trained")
+    config = folder / "small.yaml"
+    config.write_text("".join("%s: %s\n" % item for item in dict(SMALL, data_index=str(toy / "index.p")).items()))
+    import main
+    assert main.main(["--config", str(config), "--log_dir", str(folder / "log")]) == 0
+    return only_run(folder / "log"), str(config)
 
 
 @pytest.fixture

@@ -19,14 +19,9 @@ from config import load_config
 from errors import UserError
 from runs import Run
 
-from conftest import ROOT, SMALL
+from conftest import ROOT, only_run
 
 SCALARS = ["global_step", "loss", "likelihood_loss", "kl_loss", "kl_weight", "vgg_loss_0", "vgg_loss_1", "gram_loss_1"]
-
-
-def only_run(log_dir):
-    run, = log_dir.iterdir()
-    return run
 
 
 def tensors(prefix):
@@ -42,16 +37,6 @@ def assert_one_line(result, *words):
         assert word in lines[0], lines[0]
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, toy):
-    """The run folder of a finished small training, and its config."""
-    folder = tmp_path_factory.mktemp("trained")
-    config = folder / "small.yaml"
-    config.write_text("".join("%s: %s\n" % item for item in dict(SMALL, data_index=str(toy / "index.p")).items()))
-    assert main.main(["--config", str(config), "--log_dir", str(folder / "log")]) == 0
-    return only_run(folder / "log"), str(config)
-
-
 # ---------------------------------------------------------------------------------------------- training
 
 def test_a_run_folder_holds_what_the_readme_says(trained):
@@ -59,7 +44,7 @@ def test_a_run_folder_holds_what_the_readme_says(trained):
     names = {path.name for path in run.iterdir()}
     pictures = {"%s%s_%07d.png" % (prefix, name, step) for prefix in ("", "valid_") for step in (1, 2, 4)
                 for name in ("x", "c", "sample", "test_sample")}
-    pictures |= {"testing_cond_0000004.png", "testing_test_sample_0000004.png", "transfer_0000004.png"}
+    pictures |= {"testing_cond_0000004.png", "testing_test_sample_0000004.png", "transfer_0000004.png", "result.png"}
     assert pictures == {name for name in names if name.endswith(".png")}
     assert re.match(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d$", run.name)
     assert load_config(str(run / "config.yaml")) == load_config(config)
@@ -83,7 +68,11 @@ def test_scalars_are_in_the_log_and_in_tensorboards_events(trained):
     for event in tf.train.summary_iterator(str(events)):
         for value in event.summary.value:
             tags.setdefault(value.tag, []).append(event.step)
-    assert tags["loss"] == tags["loss_valid"] == tags["x"] == tags["valid_test_sample"] == [1, 2, 4]
+            if value.tag == "posterior_means/posterior_means_1_valid":
+                assert value.histo.num == sum(value.histo.bucket) == 2 * 4 * 4 * 8 and value.histo.min < value.histo.max
+    for tag in ("loss/loss", "loss/loss_valid", "kl_loss/kl_loss_1", "images_per_s/images_per_s", "x", "valid_test_sample",
+                "posterior_means/posterior_means_0", "posterior_means/posterior_means_1_valid"):
+        assert tags[tag] == [1, 2, 4], tag
     assert tags["transfer"] == [4]
 
 
@@ -312,6 +301,13 @@ def test_a_checkpoint_of_another_config(trained, small_config, tmp_path, capsys,
     (["--config", "c.yaml", "--mode", "transfer"], "--mode transfer needs --checkpoint"),
     (["--config", "c.yaml", "--mode", "test"], "--mode test needs --checkpoint"),
     (["--config", "c.yaml", "--mode", "fly"], "invalid choice: 'fly'"),
+    (["--mode", "evaluate"], "--mode evaluate needs --checkpoint"), (["--checkpoint", "x"], "--mode train needs --config"),
+    (["--mode", "animate", "--checkpoint", "x", "--pose", "1"], "--mode animate needs --appearance"),
+    (["--mode", "animate", "--checkpoint", "x", "--appearance", "1"], "--mode animate needs --pose"),
+    (["--config", "c.yaml", "--save"], "--save goes with --mode evaluate"),
+    (["--mode", "test", "--checkpoint", "x", "--pose", "1"], "--pose goes with --mode transfer or animate"),
+    (["--config", "c.yaml", "--fps", "51"], "--fps"), (["--config", "c.yaml", "--seconds_per_pose", "0"], "a number above 0"),
+    (["--config", "c.yaml", "--seconds_per_pose", "nan"], "a number above 0"), (["--config", "c.yaml", "--appearance"], "--appearance"),
     (["--config", "c.yaml", "--batches", "0"], "--batches"), (["--config", "c.yaml", "--batches", "x"], "--batches")])
 def test_bad_options(options, words, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -1,0 +1,249 @@
+"""Figures of a trained network on the whole test split: the mode evaluate."""
+import collections
+import json
+import multiprocessing.pool
+import sys
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+from tqdm import tqdm
+
+from batches import Examples, Loader, cpu_count
+from checkpoints import Checkpoint, find_checkpoint
+from data_index import is_list
+from deeploss import PerceptualLoss, load_weights
+from errors import UserError, shown
+from rendering import open_index, restored, start_run
+from runs import to_uint8
+from selection import unique_labels
+from tools import make_toy
+
+METRICS = ("ssim", "psnr", "mae", "perceptual_loss")
+SAMPLES = 4  # of every pose
+SSIM_WINDOW = 11
+MOST_PSNR = 100.0  # dB; equal pictures have no finite one
+
+
+def evaluate(options, config):
+    """Prints and saves (metrics.json) how reconstructions, transfers and samples compare with the test split."""
+    if config["spatial_size"] < SSIM_WINDOW:
+        raise UserError("--mode evaluate: spatial_size: %d: expected 16 or more, as SSIM looks at windows of %d pixels"
+                        % (config["spatial_size"], SSIM_WINDOW))
+    index = open_index(config)
+    numbers, pairs = index.usable("test"), find_pairs(index)
+    checkpoint = Checkpoint(find_checkpoint(options.checkpoint))
+    step, vgg_weights = checkpoint.step(), load_weights(config["vgg_weights"], config["feature_layers"])
+    with restored(options, config, lambda: Comparison(config, vgg_weights)) as (session, renderer, comparison):
+        comparison.start(session)
+        run = start_run(options, config, "evaluation")
+        evaluation = Evaluation(config, index, session, renderer, comparison, run if options.save else None)
+        with tqdm(total=len(numbers) + len(pairs), unit="image") as bar:
+            evaluation.of_images(numbers, bar)
+            evaluation.of_pairs(pairs, bar)
+        metrics = evaluation.metrics()
+        report_toy(config, index, evaluation.load, session, renderer, run)
+    run.write("metrics.json", json.dumps(dict(
+        metrics, checkpoint=checkpoint.prefix, step=step, data_index=config["data_index"],
+        left_out=evaluation.left_out, config=config), indent=2).encode())
+    for line in table(metrics):
+        run.say(line)
+    if evaluation.left_out:
+        run.say("left out, as they could not be read: %d images, which metrics.json names" % len(evaluation.left_out))
+    run.say("the figures are in %s" % run.path("metrics.json"))
+    run.close()
+
+
+class Comparison(object):
+    """In the graph: how alike pictures (N, S, S, 3) uint8 are, N at most the config's batch size."""
+
+    def __init__(self, config, vgg_weights):
+        size, self._batch_size = config["spatial_size"], config["batch_size"]
+        self._real, self._made = pictures = [tf.placeholder(tf.uint8, (self._batch_size, size, size, 3)) for _ in range(2)]
+        self._loss = PerceptualLoss(vgg_weights, config["feature_layers"], config["feature_weights"], config["gram_weights"])
+        self._metrics = self._compare(*[tf.cast(picture, tf.float32) for picture in pictures])
+
+    def _compare(self, real, made):
+        # TensorFlow's SSIM: Gaussian windows, sigma 1.5, population covariances, as Wang et al. 2004.
+        return {"ssim": tf.image.ssim(real, made, 255.0),
+                "psnr": tf.minimum(tf.image.psnr(real, made, 255.0), MOST_PSNR),
+                "mae": tf.reduce_mean(tf.abs(real - made), axis=[1, 2, 3]),
+                "perceptual_loss": self._loss.per_image(real / 127.5 - 1, made / 127.5 - 1)}
+
+    def start(self, session):
+        """Puts VGG19's weights into the session."""
+        session.run(self._loss.load_op, self._loss.load_feed)
+
+    def __call__(self, session, real, made, metrics=METRICS):
+        """{metric: (N,) floats}."""
+        filled = [np.take(pictures, np.arange(self._batch_size), axis=0, mode="clip") for pictures in (real, made)]
+        values = session.run({name: self._metrics[name] for name in metrics}, dict(zip((self._real, self._made), filled)))
+        return {name: value[:len(real)] for name, value in values.items()}
+
+
+class Evaluation(object):
+    """Goes through images and pairs of images, a batch in memory at a time.
+
+    run: where the pictures are saved, or None. left_out: images that could not be read.
+    """
+
+    def __init__(self, config, index, session, renderer, comparison, run):
+        self.load = Loader(index, config["spatial_size"], config["box_factor"])
+        self.index, self.session, self.renderer, self.comparison, self.run = index, session, renderer, comparison, run
+        self.left_out = []
+        self._labels = unique_labels(index.images)
+        self._saved = collections.Counter()
+        self._moments = {}  # of (task, metric): number, sum and sum of squares
+
+    def of_images(self, numbers, bar):
+        """Reconstructions through posterior means, and samples from the prior, of these images of the index."""
+        for chunk, batch in self._batches(numbers[:, np.newaxis], bar):
+            latents = self.renderer.encode(self.session, batch.parts, batch.has_part)
+            made = to_uint8(self.renderer.render(self.session, latents, batch.stick))
+            self._note("reconstruction", self.comparison(self.session, batch.image, made))
+            first = int(np.searchsorted(numbers, chunk[0, 0])) * SAMPLES  # other noise for every batch
+            samples = [to_uint8(self.renderer.sample(self.session, batch.stick, first + k)) for k in range(SAMPLES)]
+            for one, other in zip(samples, samples[1:]):
+                self._note("sampling", self.comparison(self.session, one, other, ("mae", "perceptual_loss")))
+            for folder, pictures in (("real", batch.image), ("reconstruction", made), ("sample", samples[0])):
+                self._save(folder, chunk[:, 0], pictures)
+
+    def of_pairs(self, pairs, bar):
+        """Transfers of the first image's appearance to the second's pose, for pairs (P, 2) of one person."""
+        for chunk, batch in self._batches(pairs, bar):
+            sources, targets = (Examples(*[array[k::2] for array in batch]) for k in range(2))
+            latents = self.renderer.encode(self.session, sources.parts, sources.has_part)
+            made = to_uint8(self.renderer.render(self.session, latents, targets.stick))
+            self._note("transfer", self.comparison(self.session, targets.image, made))
+            self._save("transfer", chunk[:, 1], made)
+
+    def metrics(self):
+        """{task: {"n": ..., metric: {"mean": ..., "std": ...}}}, with None for a task that nothing was there for."""
+        results = {"reconstruction": None, "transfer": None, "sampling": None}
+        for (task, metric), (n, total, squares) in self._moments.items():
+            mean = total / n
+            results[task] = results[task] or {"n": n}
+            results[task][metric] = {"mean": mean, "std": max(0.0, squares / n - mean**2) ** 0.5}
+        if results["sampling"]:
+            results["sampling"]["samples_per_pose"] = SAMPLES
+        return results
+
+    def _batches(self, groups, bar):
+        """(groups (n, k), Examples of n * k images) of groups (N, k) of images that can be read; the next is read ahead."""
+        size = self.renderer.batch_size
+        chunks = [groups[start:start + size] for start in range(0, len(groups), size)]
+        with multiprocessing.pool.ThreadPool(cpu_count()) as pool:
+            ahead = [pool.map_async(self._read, chunk) for chunk in chunks[:1]]
+            for i, chunk in enumerate(chunks):
+                loaded = ahead.pop().get()
+                ahead = [pool.map_async(self._read, chunk) for chunk in chunks[i + 1:i + 2]]
+                whole = [k for k, examples in enumerate(loaded) if examples is not None]
+                if whole:
+                    yield chunk[whole], Examples(*[np.concatenate(arrays) for arrays in zip(*[loaded[k] for k in whole])])
+                bar.update(len(chunk))
+
+    def _read(self, numbers):
+        """Examples of a group of images, or None where one cannot be read, which is said once."""
+        try:
+            return self.load(numbers)
+        except UserError as error:
+            if str(error) not in self.left_out:
+                self.left_out.append(str(error))
+                tqdm.write("left out: %s" % error, file=sys.stderr)
+            return None
+
+    def _note(self, task, values):
+        for metric, value in values.items():
+            value = value.astype(np.float64)
+            before = self._moments.get((task, metric), (0, 0.0, 0.0))
+            self._moments[task, metric] = (before[0] + len(value), before[1] + value.sum(), before[2] + (value**2).sum())
+
+    def _save(self, folder, numbers, pictures):
+        """Saves pictures under the names of these images; of further ones of an image, in folders of their own."""
+        if self.run is None:
+            return
+        for number, picture in zip(numbers, pictures):
+            self._saved[folder, number] += 1
+            times = self._saved[folder, number]
+            self.run.picture("%s/%s" % (folder if times == 1 else "%s_%d" % (folder, times), self._labels[number]), picture)
+
+
+# ---------------------------------------------------------------------------------------------- pairs of one person
+
+def find_pairs(index):
+    """(P, 2) int64: numbers of usable test images of one person, from and to.
+
+    They are the index's `pairs` or, without those, all pairs of images that its `person` says are of one person. Raises
+    UserError where these are not what they should be.
+    """
+    usable, n = set(index.usable("test").tolist()), len(index.images)
+    if "pairs" in index.extra:
+        pairs = as_whole_numbers(index.extra["pairs"], (None, 2))
+        if pairs is None or len(pairs) and not (0 <= pairs.min() and pairs.max() < n):
+            raise UserError("%s: pairs: expected pairs of numbers from 0 to %d, found %s"
+                            % (index.path, n - 1, shown(index.extra["pairs"])))
+    elif "person" in index.extra:
+        people = as_whole_numbers(index.extra["person"], (n,))
+        if people is None:
+            raise UserError("%s: person: expected %d whole numbers, found %s" % (index.path, n, shown(index.extra["person"])))
+        images = collections.defaultdict(list)
+        for number in sorted(usable):
+            images[people[number]].append(number)
+        pairs = np.array([(a, b) for of_one in images.values() for a in of_one for b in of_one if a != b], np.int64)
+    else:
+        pairs = np.zeros((0, 2), np.int64)
+    kept = [pair for pair in pairs.reshape(-1, 2) if set(pair.tolist()) <= usable]
+    if len(kept) < len(pairs):
+        print("%d of %d pairs are left out: not both of their images are test images with hips and shoulders"
+              % (len(pairs) - len(kept), len(pairs)))
+    return np.array(kept, np.int64).reshape(-1, 2)
+
+
+def as_whole_numbers(values, shape):
+    """An int64 array, or None where that is not what values of an index are; None in `shape` stands for any length."""
+    if not is_list(values):
+        return None
+    if not isinstance(values, np.ndarray):
+        # Looked at before numpy is asked: lists that hold one another many times over would fill the memory.
+        rows = values if len(shape) > 1 else [values]
+        if not all(is_list(row) and (len(shape) == 1 or len(row) == shape[1]) for row in rows) or not all(
+                isinstance(value, (int, np.integer)) and abs(value) < 2**62 for row in rows for value in row):
+            return None
+    values = np.asarray(values)
+    if not len(values):
+        values = values.reshape([length or 0 for length in shape])
+    fits = values.ndim == len(shape) and all(b in (a, None) for a, b in zip(values.shape, shape))
+    return values.astype(np.int64) if fits and (values.dtype.kind in "iu" or not values.size) else None
+
+
+# ---------------------------------------------------------------------------------------------- what is said
+
+def table(metrics):
+    """The figures as lines of text: mean +- standard deviation over images."""
+    lines = ["%-15s %7s" % ("task", "n") + "".join("%22s" % name for name in METRICS)]
+    for task in ("reconstruction", "transfer", "sampling"):
+        found = metrics[task]
+        if found is None:
+            lines.append("%-15s %7s" % (task, "none"))
+            continue
+        cells = ["%.4g +- %.3g" % (found[name]["mean"], found[name]["std"]) if name in found else "" for name in METRICS]
+        lines.append(("%-15s %7d" % (task, found["n"]) + "".join("%22s" % cell for cell in cells)).rstrip())
+    lines.append("sampling: between two samples of the same pose; mae in levels of 0 to 255, psnr in dB")
+    return lines
+
+
+def report_toy(config, index, load, session, renderer, run):
+    """For the toy data, whose truth can be drawn: the error of transfers to held-out people."""
+    if config["spatial_size"] != make_toy.SIZE or not make_toy.is_toy(index.joints, index.extra):
+        return
+
+    def render(appearances, poses):
+        sources = load.batch(appearances)
+        return renderer.render(session, renderer.encode(session, sources.parts, sources.has_part),
+                               load.batch(poses).stick)
+
+    errors = make_toy.transfer_error(render, index.extra["person"], {s: index.usable(s) for s in ("train", "test")},
+                                     index.extra["toy_seed"])
+    line = ("transfer error on held-out people: %.3f; of the mean training appearance: %.3f (ratio %.3f); of a wrong "
+            "person: %.3f" % (errors["transfer"], errors["mean_appearance"],
+                              errors["transfer"] / errors["mean_appearance"], errors["wrong_person"]))
+    run.say(line)

@@ -1,0 +1,36 @@
+"""Sequences of pictures as GIF and MP4."""
+import imageio_ffmpeg
+import numpy as np
+from PIL import Image
+
+from errors import UserError, reason
+
+
+def write_mp4(path, frames, fps, size):
+    """Writes frames, an iterable of (h, w, 3) uint8, as H.264.
+
+    size: (w, h). Raises UserError where it cannot be written.
+    """
+    even = [value + value % 2 for value in size]  # as H.264's colours demand
+    try:
+        writer = imageio_ffmpeg.write_frames(path, tuple(even), fps=fps, quality=8, macro_block_size=2,
+                                             ffmpeg_log_level="quiet")
+        writer.send(None)
+        for frame in frames:
+            padding = [(0, even[1] - frame.shape[0]), (0, even[0] - frame.shape[1]), (0, 0)]
+            writer.send(np.ascontiguousarray(np.pad(frame, padding, mode="edge")))
+        writer.close()
+        written = imageio_ffmpeg.read_frames(path)  # of a full disk, say, ffmpeg tells nobody
+        next(written)
+        written.close()
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no ffmpeg
+        raise UserError("%s: cannot be written: %s" % (path, reason(error)))
+
+
+def write_gif(path, frames, fps):
+    """Writes frames, a list of (h, w, 3) uint8, as a GIF that repeats. Raises UserError where it cannot be written."""
+    images = [Image.fromarray(frame).quantize(256, method=Image.MEDIANCUT) for frame in frames]
+    try:
+        images[0].save(path, format="GIF", save_all=True, append_images=images[1:], duration=int(round(1000.0 / fps)), loop=0)
+    except OSError as error:
+        raise UserError("%s: cannot be written: %s" % (path, reason(error)))

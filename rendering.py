@@ -1,0 +1,202 @@
+"""Pictures from a trained network: the modes transfer, test and animate."""
+import contextlib
+import itertools
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+from tqdm import tqdm
+
+from batches import BatchOrder, Loader, stick_figure
+from checkpoints import Checkpoint, CheckpointSaver, find_checkpoint
+from data_index import MAX_PIXELS, Index, is_visible
+from errors import UserError
+from graphs import make_renderer
+from movies import write_gif, write_mp4
+from runs import Run, tile, to_uint8, transfer_grid
+from selection import Selection, select
+from sessions import make_session
+
+DEFAULT_BATCHES = 10
+DEFAULT_FPS = 25
+DEFAULT_SECONDS_PER_POSE = 0.5
+MOST_FRAMES = 100000
+MOST_GIF_FRAMES = 1000
+
+
+@contextlib.contextmanager
+def restored(options, config, build=lambda: None):
+    """(session, Renderer, what `build` adds to its graph), with the weights of the checkpoint that the options name."""
+    checkpoint = Checkpoint(find_checkpoint(options.checkpoint))
+    with tf.Graph().as_default():
+        renderer = make_renderer(config, Loader(None, config["spatial_size"], config["box_factor"]).shapes())
+        saver = CheckpointSaver(tf.trainable_variables())
+        built = build()
+        tf.get_default_graph().finalize()
+        with make_session(config) as session:
+            saver.restore(session, checkpoint)
+            yield session, renderer, built
+
+
+def open_index(config):
+    """The config's Index."""
+    return Index(config["data_index"], config["allow_outside_images"])
+
+
+def start_run(options, config, what):
+    """A Run that says which checkpoint its pictures are from."""
+    run = Run(options.log_dir, config)
+    run.log("%s from %s" % (what, find_checkpoint(options.checkpoint)))
+    return run
+
+
+def first_batches(index, config, n):
+    """The first n batches of the test split, as Selections."""
+    order = BatchOrder(index.usable("test"), config["batch_size"], config["seed"])
+    return [Selection((index, number) for number in order.batch(k)) for k in range(n)]
+
+
+# ---------------------------------------------------------------------------------------------- transfer
+
+def transfer(options, config):
+    """Saves grids of people in poses, and their cells: those that were chosen, or batches of the test split."""
+    jobs = transfer_jobs(options, config)
+    run = None
+    with restored(options, config) as (session, renderer, _):
+        with tqdm(total=sum(len(people) * len(poses) for people, poses in jobs), unit="picture") as bar:
+            for i, (people, poses) in enumerate(jobs):
+                people = encoded(session, renderer, people, config)
+                first = next(people)  # a broken image is met before there is a run folder
+                run = run or start_run(options, config, "transfer")
+                save_transfers(run, "transfer_%d" % i, session, renderer, itertools.chain([first], people), poses, bar)
+    run.say("the pictures are in %s" % run.folder)
+    run.close()
+
+
+def save_transfers(run, name, session, renderer, people, poses, bar):
+    """Saves <name>.png, the grid, and its cells as <name>/<person>_in_pose_of_<pose>.png.
+
+    people: as from `encoded`; poses: a Selection. There may be thousands of either: without the grid, which is left out
+    where it would be huge, only a batch of pictures is held.
+    """
+    images, rows, size = [], [], renderer.size
+    for label, image, latents in people:
+        row = []
+        for pose, (_, cell) in zip(poses.labels, render_poses(session, renderer, latents, poses.joints)):
+            run.picture("%s/%s_in_pose_of_%s" % (name, label, pose), cell)
+            bar.update()
+            if rows is not None:
+                row.append(cell)
+        if rows is not None and (len(rows) + 2) * (len(poses) + 1) * size**2 > MAX_PIXELS:
+            run.say("%s.png is left out: it would have more than %d pixels" % (name, MAX_PIXELS))
+            rows = None
+        if rows is not None:
+            images.append(image)
+            rows.append(row)
+    if rows is not None:
+        run.picture(name, transfer_grid(stick_figures(poses.joints, size), np.stack(images), np.array(rows)))
+
+
+def transfer_jobs(options, config):
+    """[(people, poses)] as Selections."""
+    index = open_index(config)
+    if options.appearance is None and options.pose is None:
+        return [(batch, batch) for batch in first_batches(index, config, options.batches or DEFAULT_BATCHES)]
+    chosen = [select(index, items, option) if items else first_batches(index, config, 1)[0]
+              for items, option in ((options.appearance, "--appearance"), (options.pose, "--pose"))]
+    return [tuple(chosen)]
+
+
+def encoded(session, renderer, people, config):
+    """For each of a Selection its label, image (S, S, 3) uint8 and latents, arrays (1, h, w, c)."""
+    load = Loader(people, config["spatial_size"], config["box_factor"])
+    for start in range(0, len(people), config["batch_size"]):
+        numbers = np.arange(start, min(start + config["batch_size"], len(people)))
+        batch = load.batch(numbers)
+        latents = renderer.encode(session, batch.parts, batch.has_part)
+        for i, number in enumerate(numbers):
+            yield people.labels[number], batch.image[i], [z[i:i + 1] for z in latents]
+
+
+def render_poses(session, renderer, latents, joints):
+    """For each of n poses (n, 15, 2) its stick figure and the picture of one appearance, latents (1, h, w, c), in it.
+
+    (S, S, 3) uint8 both; made a batch at a time.
+    """
+    for start in range(0, len(joints), renderer.batch_size):
+        sticks = stick_figures(joints[start:start + renderer.batch_size], renderer.size)
+        repeated = [np.repeat(z, len(sticks), axis=0) for z in latents]
+        for stick, picture in zip(sticks, to_uint8(renderer.render(session, repeated, sticks))):
+            yield stick, picture
+
+
+def stick_figures(joints, size):
+    """(n, size, size, 3) uint8 of n poses (n, 15, 2)."""
+    return np.stack([stick_figure(points, size) for points in joints])
+
+
+# ---------------------------------------------------------------------------------------------- test
+
+def sample(options, config):
+    """Saves grids of poses of the test split, each with somebody from the prior beside it."""
+    batches = first_batches(open_index(config), config, options.batches or DEFAULT_BATCHES)
+    run = None
+    with restored(options, config) as (session, renderer, _):
+        for i, poses in enumerate(tqdm(batches, unit="batch")):
+            sticks = stick_figures(poses.joints, config["spatial_size"])
+            pictures = to_uint8(renderer.sample(session, sticks, i))
+            run = run or start_run(options, config, "test")
+            run.picture("test_sample_%d" % i, tile(np.concatenate([sticks, pictures], axis=2)))
+    run.say("the pictures are in %s" % run.folder)
+    run.close()
+
+
+# ---------------------------------------------------------------------------------------------- animate
+
+def animate(options, config):
+    """Saves somebody in a sequence of poses as animation.gif and animation.mp4: source, stick figure, result."""
+    index, size = open_index(config), config["spatial_size"]
+    people = select(index, options.appearance, "--appearance")
+    if len(people) != 1:
+        raise UserError("--appearance: expected one image, found %d" % len(people))
+    keys = select(index, options.pose, "--pose").joints
+    if len(keys) < 2:
+        raise UserError("--pose: expected two poses or more to move between, found %d" % len(keys))
+    fps = options.fps or DEFAULT_FPS
+    steps = max(1, int(round(fps * (options.seconds_per_pose or DEFAULT_SECONDS_PER_POSE))))
+    n_frames = steps * (len(keys) - 1) + 1
+    if n_frames > MOST_FRAMES:
+        raise UserError("--pose: expected an animation of at most %d frames, found %d" % (MOST_FRAMES, n_frames))
+    with restored(options, config) as (session, renderer, _):
+        (_, image, latents), = encoded(session, renderer, people, config)
+
+        run = start_run(options, config, "animation")
+        shown = []
+
+        def frames():
+            in_poses = render_poses(session, renderer, latents, interpolate(keys, steps))
+            for stick, picture in tqdm(in_poses, total=n_frames, unit="frame"):
+                frame = np.concatenate([image, stick, picture], axis=1)
+                if n_frames <= MOST_GIF_FRAMES:
+                    shown.append(frame)
+                yield frame
+        write_mp4(run.path("animation.mp4"), frames(), fps, (3 * size, size))
+    if n_frames <= MOST_GIF_FRAMES:
+        write_gif(run.path("animation.gif"), shown, fps)
+    else:
+        run.say("animation.gif is left out: of %d frames it would be too large" % n_frames)
+    run.say("%d frames: %s" % (n_frames, run.path("animation.mp4")))
+    run.close()
+
+
+def interpolate(keys, steps):
+    """Joints (n, 15, 2) of key poses (k, 15, 2), and of steps - 1 poses between every two: n = steps (k - 1) + 1.
+
+    On the way a joint is where both key poses show it, on the straight line from one to the other; else it is missing.
+    """
+    visible = is_visible(keys)
+    poses = []
+    for a, b, both in zip(keys, keys[1:], visible[:-1] & visible[1:]):
+        poses.append(a)
+        for share in np.arange(1, steps) / float(steps):
+            poses.append(np.where(both[:, np.newaxis], a + share * (b - a), -1))
+    return np.stack(poses + [keys[-1]]).astype(np.float32)

@@ -1,0 +1,132 @@
+"""People and poses that a user chooses out of data sets, by name, number, range or folder.
+
+    people = select(index, ["17", "0004_1"], "--appearance")
+    poses = select(index, ["data/dance"], "--pose")
+    batch = Loader(poses, 128, 1).batch(range(len(poses)))
+"""
+import difflib
+import os
+import re
+
+import numpy as np
+
+from data_index import Index
+from errors import UserError, shown
+
+MOST_CHOSEN = 100000
+
+
+class Selection(object):
+    """Some images of data sets, in order; to a Loader it is an index, with numbers from 0 on.
+
+    members: [(Index, number)]. joints: (n, 15, 2) as in Index. labels: n names for files, no two equal.
+    """
+
+    def __init__(self, members):
+        self._members = list(members)
+        self.joints = np.stack([index.joints[number] for index, number in self._members])
+        self.labels = unique_labels(index.images[number] for index, number in self._members)
+
+    def __len__(self):
+        return len(self._members)
+
+    def image_path(self, i):
+        """Path of an image, from the working directory."""
+        index, number = self._members[i]
+        return index.image_path(number)
+
+
+def select(index, items, option):
+    """The Selection that a user's items mean.
+
+    An item is an image of the index, as its path there, as the name of its file or, without extension, its stem; its
+    number; a range of numbers, FROM-TO, both included; a folder of the index's images; or the folder of another data
+    set, which has an index.p. option: what the items were given with. Raises UserError for an item that is none of
+    these, and for an image that does not show both hips and both shoulders; of ranges and folders those are left out.
+    """
+    finder = _Finder(index, option)
+    members = [member for item in items for member in finder.find(item)]
+    if len(members) > MOST_CHOSEN:
+        raise UserError("%s: expected at most %d images, found %d" % (option, MOST_CHOSEN, len(members)))
+    return Selection(members)
+
+
+class _Finder(object):
+
+    def __init__(self, index, option):
+        self.index, self.option = index, option
+        self.has_torso = index.has_torso()
+        self.by_name = {}
+        for number, image in enumerate(index.images):
+            for name in {image, os.path.basename(image)}:
+                self.by_name.setdefault(name, []).append(number)
+        self.by_stem = {}
+        for name, numbers in self.by_name.items():
+            self.by_stem.setdefault(os.path.splitext(name)[0], []).extend(numbers)
+
+    def find(self, item):
+        """[(Index, number)] of an item."""
+        in_range = re.match(r"(\d{1,12})(?:-(\d{1,12}))?$", item, re.ASCII)
+        if item in self.by_name:
+            return self._one(item, self.by_name[item])
+        if in_range and in_range.group(2) is None:
+            return self._one(item, [self._number(item, in_range.group(1))])
+        if in_range:
+            begin, end = (self._number(item, text) for text in in_range.groups())
+            numbers = range(begin, end + 1) if begin <= end else range(begin, end - 1, -1)
+            return self._usable(item, self.index, numbers, self.has_torso)
+        if item in self.by_stem:
+            return self._one(item, sorted(set(self.by_stem[item])))
+        if os.path.isfile(os.path.join(item, "index.p")):
+            other = Index(os.path.join(item, "index.p"))
+            return self._usable(item, other, range(len(other.images)), other.has_torso())
+        numbers = self._below(item) if item else []
+        if not numbers:
+            close = difflib.get_close_matches(item, list(self.by_name), n=1) if len(item) < 200 else ()
+            raise self._refusal(item, "expected an image of %s or a folder with an index.p%s" % (
+                self.index.path, "; did you mean %s?" % shown(close[0]) if close else ""))
+        return self._usable(item, self.index, numbers, self.has_torso)
+
+    def _number(self, item, text):
+        if int(text) >= len(self.index.images):
+            raise self._refusal(item, "expected numbers from 0 to %d, as %s has them"
+                                % (len(self.index.images) - 1, self.index.path))
+        return int(text)
+
+    def _one(self, item, numbers):
+        if len(numbers) > 1:
+            raise self._refusal(item, "%d images of %s have this name; expected a path such as %s"
+                                % (len(numbers), self.index.path, shown(self.index.images[numbers[0]])))
+        if not self.has_torso[numbers[0]]:
+            raise self._refusal(item, "expected an image that shows both hips and both shoulders")
+        return [(self.index, numbers[0])]
+
+    def _below(self, folder):
+        """Numbers of the images in a folder, given from that of the index or from the working directory."""
+        wanted = {os.path.normpath(os.path.join(base, folder)) for base in (self.index.folder, os.getcwd())}
+        folders = (os.path.dirname(os.path.normpath(os.path.join(self.index.folder, image))) for image in self.index.images)
+        return [number for number, found in enumerate(folders)
+                if any(found == folder or found.startswith(os.path.join(folder, "")) for folder in wanted)]
+
+    def _usable(self, item, index, numbers, has_torso):
+        usable = [number for number in numbers if has_torso[number]]
+        if not usable:
+            raise self._refusal(item, "expected images that show both hips and both shoulders, found none")
+        return [(index, number) for number in usable]
+
+    def _refusal(self, item, what):
+        return UserError("%s: %s: %s" % (self.option, shown(item), what))
+
+
+def unique_labels(images):
+    """For each of these paths the stem of its file, made fit for a file name, and different from those before."""
+    labels, taken = [], set()
+    for image in images:
+        stem = re.sub(r"[^\w.-]+", "_", os.path.splitext(os.path.basename(image))[0], flags=re.ASCII)[:80]
+        label, number = stem, 1
+        while label in taken:
+            number += 1
+            label = "%s_%d" % (stem, number)
+        taken.add(label)
+        labels.append(label)
+    return labels

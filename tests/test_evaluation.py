@@ -1,0 +1,217 @@
+"""The mode evaluate: its figures against other implementations, its pairs, what it saves, and what it survives."""
+import json
+import os
+import shutil
+import tracemalloc
+
+import numpy as np
+from PIL import Image
+import pytest
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+import tensorflow.compat.v1 as tf
+from tqdm import tqdm
+
+import evaluation
+import main
+from config import load_config
+from conftest import only_run
+from data_index import Index, load_image
+from deeploss import PerceptualLoss, load_weights
+from errors import UserError
+from evaluation import Comparison, Evaluation, find_pairs
+from people import make_index, standing
+
+
+def evaluate(run, log_dir, *options):
+    """metrics.json and the folder of an evaluation."""
+    assert main.main(["--mode", "evaluate", "--checkpoint", str(run), "--log_dir", str(log_dir)] + list(options)) == 0
+    folder = only_run(log_dir)
+    return json.loads((folder / "metrics.json").read_text()), folder
+
+
+# ---------------------------------------------------------------------------------------------- figures
+
+def noisy_pictures(n, size):
+    random = np.random.RandomState(0)
+    coarse = random.randint(0, 256, (n, size // 8, size // 8, 3)).astype(np.uint8)
+    real = np.stack([np.asarray(Image.fromarray(picture).resize((size, size), Image.BICUBIC)) for picture in coarse])
+    noise = random.normal(scale=np.linspace(1, 60, n)[:, None, None, None], size=real.shape)
+    return real, (real + noise).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def comparison(small_config, graph):
+    """Compares up to 6 pictures of 32 pixels; and the session for it."""
+    config = load_config(small_config(batch_size=6, spatial_size=32))
+    compare = Comparison(config, load_weights("random", config["feature_layers"]))
+    with tf.Session() as session:
+        compare.start(session)
+        yield lambda real, made: compare(session, real, made)
+
+
+def test_similarities_are_scikit_images(comparison):
+    real, made = noisy_pictures(6, 32)
+    found = comparison(real, made)
+    for i in range(6):
+        ssim = structural_similarity(real[i], made[i], gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
+                                     data_range=255, channel_axis=-1)
+        assert abs(found["ssim"][i] - ssim) < 1e-3
+        assert abs(found["psnr"][i] - peak_signal_noise_ratio(real[i], made[i], data_range=255)) < 1e-3
+        np.testing.assert_allclose(found["mae"][i], np.abs(real[i].astype(float) - made[i]).mean(), rtol=1e-5)
+    assert found["ssim"].max() > 0.95 and found["ssim"].min() < 0.7
+
+
+def test_equal_pictures_are_as_alike_as_can_be(comparison):
+    real, _ = noisy_pictures(4, 32)  # fewer than a batch
+    found = comparison(real, real)
+    np.testing.assert_allclose(found["ssim"], np.ones(4), atol=1e-6)
+    assert (found["mae"] == 0).all() and (found["perceptual_loss"] == 0).all() and (found["psnr"] == 100).all()
+
+
+def test_the_perceptual_loss_of_images_has_the_mean_that_training_minimises(graph):
+    random = np.random.RandomState(0)
+    layers = ["input_1", "block1_conv2", "block2_conv1"]
+    loss = PerceptualLoss(load_weights("random", layers), layers, [1.0, 0.5, 2.0], [0.0, 0.1, 0.2])
+    x, y = (tf.constant(random.uniform(-1, 1, (3, 16, 16, 3)), tf.float32) for _ in range(2))
+    of_images, of_batch = loss.per_image(x, y), loss(x, y).likelihood_loss
+    with tf.Session() as session:
+        session.run(loss.load_op, loss.load_feed)
+        of_images, of_batch = session.run([of_images, of_batch])
+    assert of_images.shape == (3,) and of_images.std() > 0
+    np.testing.assert_allclose(of_images.mean(), of_batch, rtol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------- the whole mode
+
+def test_evaluate_without_a_config_prints_and_saves_figures_of_the_whole_split(trained, tmp_path, capsys):
+    run, config = trained
+    index = Index(load_config(config)["data_index"])
+    metrics, folder = evaluate(run, tmp_path / "log")
+    out = capsys.readouterr().out
+    n = len(index.usable("test"))
+    assert metrics["reconstruction"]["n"] == n and metrics["sampling"]["n"] == 3 * n
+    assert metrics["transfer"]["n"] == len(find_pairs(index)) > n
+    for task in ("reconstruction", "transfer"):
+        assert -0.1 < metrics[task]["ssim"]["mean"] < 1 and 5 < metrics[task]["psnr"]["mean"] < 40
+        assert "%.4g +- %.3g" % (metrics[task]["ssim"]["mean"], metrics[task]["ssim"]["std"]) in out
+    assert "ssim" not in metrics["sampling"] and metrics["sampling"]["mae"]["mean"] > 0
+    assert metrics["step"] == 4 and metrics["checkpoint"].endswith("model.ckpt-4")
+    assert metrics["config"] == load_config(config) and metrics["left_out"] == []
+    assert [path.name for path in folder.glob("*") if path.is_dir() and path.name not in ("checkpoints", "source")] == []
+
+
+def test_saved_pictures_have_equal_names_and_give_the_figures(trained, tmp_path):
+    run, config = trained
+    index = Index(load_config(config)["data_index"])
+    metrics, folder = evaluate(run, tmp_path / "log", "--save")
+    names = {name: {path.name for path in (folder / name).iterdir()}
+             for name in ("real", "reconstruction", "transfer", "sample")}
+    assert names["real"] == names["reconstruction"] == names["sample"] and names["transfer"] <= names["real"]
+    assert len(names["real"]) == len(index.usable("test"))
+    transfers = [path for path in folder.glob("transfer*/*.png")]
+    assert len(transfers) == metrics["transfer"]["n"]
+    number = index.usable("test")[0]
+    stem = os.path.splitext(os.path.basename(index.images[number]))[0]
+    np.testing.assert_array_equal(np.asarray(Image.open(str(folder / "real" / (stem + ".png")))),
+                                  load_image(index.image_path(number), 16))
+    for task in ("reconstruction", "transfer"):
+        paths = transfers if task == "transfer" else list((folder / task).iterdir())
+        errors = [np.abs(np.asarray(Image.open(str(path)), float)
+                         - np.asarray(Image.open(str(folder / "real" / path.name)), float)).mean() for path in paths]
+        np.testing.assert_allclose(metrics[task]["mae"]["mean"], np.mean(errors), rtol=1e-4)
+        np.testing.assert_allclose(metrics[task]["mae"]["std"], np.std(errors), rtol=1e-3)
+
+
+def test_a_broken_image_is_named_and_the_rest_goes_on(trained, toy, tmp_path, small_config, capfd):
+    run, _ = trained
+    shutil.copytree(str(toy), str(tmp_path / "data"))
+    index = Index(str(tmp_path / "data" / "index.p"))
+    broken = index.usable("test")[1]
+    with open(index.image_path(broken), "wb") as file:
+        file.write(b"no image")
+    config = small_config(data_index=index.path)
+    metrics, _ = evaluate(run, tmp_path / "log", "--config", config)
+    out, err = capfd.readouterr()
+    assert err.count("left out: ") == 1 and index.images[broken] in err
+    assert "left out, as they could not be read: 1 images" in out and len(metrics["left_out"]) == 1
+    assert metrics["reconstruction"]["n"] == len(index.usable("test")) - 1
+    assert metrics["transfer"]["n"] == sum(broken not in pair for pair in find_pairs(index).tolist())
+
+
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path, small_config, graph):
+    config = load_config(small_config(spatial_size=64, batch_size=8))
+
+    class Stub(object):
+        """Stands for the renderer and the comparison: pictures and figures of the right sizes."""
+        batch_size, size = 8, 64
+
+        def encode(self, session, parts, has_part):
+            return [np.zeros((len(parts), 1, 1, 4), np.float32)]
+
+        def render(self, session, latents, stick):
+            return np.zeros(stick.shape, np.float32)
+
+        def sample(self, session, stick, number):
+            return np.zeros(stick.shape, np.float32)
+
+        def __call__(self, session, real, made, metrics=evaluation.METRICS):
+            return {name: np.zeros(len(real), np.float32) for name in metrics}
+
+    def peak(n):
+        os.makedirs(str(tmp_path / str(n)))
+        index = Index(make_index(tmp_path / str(n), n=n, train=[False] * n))
+        stub = Stub()
+        whole = Evaluation(config, index, None, stub, stub, None)
+        tracemalloc.start()
+        with tqdm(total=n, disable=True) as bar:
+            whole.of_images(index.usable("test"), bar)
+        assert whole.metrics()["reconstruction"]["n"] == n
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    assert peak(400) < 1.3 * peak(60)
+
+
+# ---------------------------------------------------------------------------------------------- pairs
+
+def test_pairs_of_the_toy_are_all_of_one_person(toy):
+    index = Index(str(toy / "index.p"))
+    pairs, people, usable = find_pairs(index), index.extra["person"], set(index.usable("test"))
+    expected = {(a, b) for a in usable for b in usable if a != b and people[a] == people[b]}
+    assert set(map(tuple, pairs.tolist())) == expected and len(pairs) == len(expected)
+
+
+@pytest.mark.parametrize("pairs, expected", [
+    ([(2, 3), (3, 2)], [[2, 3], [3, 2]]), (np.array([[3, 2]]), [[3, 2]]), ([], []), (np.zeros((0, 2), int), []),
+    ([(0, 3), (2, 4), (2, 3)], [[2, 3]])])  # 0 is for training, 4 has no hip
+def test_pairs_of_the_index_go_first(tmp_path, capsys, pairs, expected):
+    index = Index(make_index(tmp_path, n=5, train=[True, True, False, False, False], pairs=pairs, person=[0] * 5,
+                             joints=[standing()] * 4 + [standing("lhip")]))
+    assert find_pairs(index).tolist() == expected
+    assert ("2 of 3 pairs are left out" in capsys.readouterr().out) == (len(pairs) == 3)
+
+
+@pytest.mark.parametrize("extra", [
+    dict(pairs=[(2, 9)]), dict(pairs=[(-1, 2)]), dict(pairs=[(2, 3, 2)]), dict(pairs=[2, 3]), dict(pairs=7),
+    dict(pairs=[("a", "b")]), dict(pairs=[(2.5, 3)]), dict(pairs=np.zeros((2, 2))), dict(person=[1, 2]), dict(person="abcd"),
+    dict(person=[[1], [1], [1], [1]]), dict(person=[1, 1, 10**30, 1])])
+def test_pairs_and_people_that_are_none_are_refused(tmp_path, extra):
+    index = Index(make_index(tmp_path, **extra))
+    with pytest.raises(UserError, match="index.p: (pairs|person): expected .*, found "):
+        find_pairs(index)
+
+
+def test_an_index_without_pairs_has_no_transfers(trained, tmp_path, small_config, capsys):
+    run, _ = trained
+    config = small_config(data_index=make_index(tmp_path))
+    metrics, _ = evaluate(run, tmp_path / "log", "--config", config)
+    assert metrics["transfer"] is None and metrics["reconstruction"]["n"] == 2
+    assert [line.split() for line in capsys.readouterr().out.split("\n") if line.startswith("transfer")] == [["transfer", "none"]]
+
+
+def test_pictures_too_small_for_ssim(trained, tmp_path, small_config, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main.main(["--mode", "evaluate", "--checkpoint", str(trained[0]), "--config",
+                      small_config(spatial_size=8, feature_layers=["input_1", "block1_conv1"])]) == 2
+    assert "spatial_size: 8: expected 16 or more" in capsys.readouterr().err and not (tmp_path / "log").exists()

@@ -1,0 +1,49 @@
+"""The curves of runs."""
+import numpy as np
+from PIL import Image
+import pytest
+
+from tools import plot_run
+
+
+def test_curves_of_runs_become_a_png(trained, tmp_path, capsys):
+    run, _ = trained
+    out = tmp_path / "curves.png"
+    assert plot_run.main([str(run), "--out", str(out)]) == 0
+    pixels = np.asarray(Image.open(str(out)).convert("RGB"))
+    assert min(pixels.shape[:2]) > 300 and (pixels != 255).any(axis=-1).mean() > 0.01
+    assert "the curves are in" in capsys.readouterr().out
+
+
+def test_the_logged_scalars_are_read_back(trained):
+    curves = plot_run.read_curves(str(trained[0]))
+    for name in ("loss", "loss_valid", "kl_loss_0", "kl_loss_1", "kl_weight", "learning_rate", "images_per_s"):
+        steps, values = curves[name]
+        assert steps.tolist() == [1, 2, 4] and np.isfinite(values).all()
+    np.testing.assert_allclose(curves["kl_loss"][1], curves["kl_loss_0"][1] + curves["kl_loss_1"][1], rtol=1e-5)
+
+
+def test_a_killed_runs_last_step_may_be_half_there(trained, tmp_path):
+    log = (trained[0] / "log.txt").read_text()
+    (tmp_path / "log.txt").write_text(log[:log.rindex("kl_loss:") + 12])
+    curves = plot_run.read_curves(str(tmp_path))
+    assert curves["loss"][0].tolist() == [1, 2] and curves["gradient_norm"][0].tolist() == [1, 2, 4]
+
+
+def test_two_runs_share_their_panels(trained, tmp_path):
+    runs = {name: plot_run.read_curves(str(trained[0])) for name in ("one", "two")}
+    plot_run.save_curves(runs, str(tmp_path / "curves.png"))
+    assert Image.open(str(tmp_path / "curves.png")).size[0] > 300
+
+
+@pytest.mark.parametrize("content", [None, "", "2018-06-18 12:00:00 done\n"])
+def test_what_is_no_run_is_refused(tmp_path, capsys, content):
+    if content is not None:
+        (tmp_path / "log.txt").write_text(content)
+    assert plot_run.main([str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "log.txt" in error and "expected the log of a training" in error
+
+
+def test_a_training_ends_with_its_result(trained):
+    assert np.asarray(Image.open(str(trained[0] / "result.png"))).shape[0] > 300

@@ -1,0 +1,157 @@
+"""Transfers and animations of one's own choice."""
+import os
+import pickle
+
+import imageio_ffmpeg
+import numpy as np
+from PIL import Image
+import pytest
+
+import main
+from batches import stick_figure
+from conftest import only_run
+from data_index import J, Index, load_image
+from errors import UserError
+from movies import write_gif, write_mp4
+from people import make_index, standing
+from rendering import interpolate
+from selection import select, unique_labels
+
+
+# ---------------------------------------------------------------------------------------------- choosing
+
+@pytest.fixture
+def index(tmp_path):
+    """Images 0 to 5, of which number 4 shows no hip."""
+    names = ["images/a.png", "images/b.png", "more/a.png", "more/c.1.png", "more/d.png", "more/7.png"]
+    joints = [standing(cnose=(0.1 * i, 0.1)) for i in range(6)]
+    joints[4] = standing("lhip")
+    (tmp_path / "more").mkdir()
+    path = make_index(tmp_path, n=6, joints=joints)
+    for i, name in enumerate(names):
+        os.replace(str(tmp_path / ("images/%d.png" % i)), str(tmp_path / name))
+    with open(path, "rb") as file:
+        data = dict(pickle.load(file), imgs=names)
+    with open(path, "wb") as file:
+        pickle.dump(data, file)
+    return Index(path)
+
+
+@pytest.mark.parametrize("items, expected", [
+    (["1"], [1]), (["b"], [1]), (["b.png"], [1]), (["images/b.png"], [1]), (["more/a"], [2]), (["c.1"], [3]),
+    (["1", "0", "1"], [1, 0, 1]), (["1-3"], [1, 2, 3]), (["3-1"], [3, 2, 1]), (["3-5"], [3, 5]), (["more"], [2, 3, 5]),
+    (["more/", "0"], [2, 3, 5, 0]), (["7.png"], [5])])
+def test_images_are_chosen_by_name_number_range_and_folder(index, items, expected):
+    chosen = select(index, items, "--pose")
+    assert [round(float(x) * 10) for x in chosen.joints[:, J["cnose"], 0]] == expected
+    assert [chosen.image_path(i) for i in range(len(chosen))] == [index.image_path(n) for n in expected]
+    assert len(set(chosen.labels)) == len(expected)
+
+
+@pytest.mark.parametrize("item, words", [
+    ("a", "2 images of .* have this name; expected a path such as images/a.png"), ("6", "expected numbers from 0 to 5"),
+    ("2-6", "expected numbers from 0 to 5"), ("d", "expected an image that shows both hips and both shoulders"),
+    ("4-4", "found none"), ("images/bb.png", "did you mean images/b.png"), ("nowhere", "expected an image of .* or a folder"),
+    ("", "expected an image"), ("9" * 30, "expected an image")])
+def test_images_that_are_not_there_are_refused(index, item, words):
+    with pytest.raises(UserError, match="^--pose: .*" + words):
+        select(index, [item], "--pose")
+
+
+def test_the_folder_of_another_data_set_gives_all_its_people(index, tmp_path):
+    other = tmp_path / "dance"
+    other.mkdir()
+    make_index(other, n=3, joints=[standing(), standing("rhip"), standing(cnose=(0.9, 0.1))])
+    chosen = select(index, ["1", str(other)], "--pose")
+    assert len(chosen) == 3 and chosen.image_path(2) == str(other / "images" / "2.png")
+    np.testing.assert_allclose(chosen.joints[2, J["cnose"]], (0.9, 0.1), rtol=1e-6)
+
+
+def test_labels_are_fit_for_files_and_differ():
+    labels = unique_labels(["x/a.png", "y/a.png", "a_2.png", "/b c/\u00e9 .jpg", "../..", "n" * 300])
+    assert labels[:3] == ["a", "a_2", "a_2_2"] and len(set(labels)) == 6
+    assert all(0 < len(label) < 90 and "/" not in label and label.isascii() for label in labels)
+
+
+# ---------------------------------------------------------------------------------------------- transfer
+
+def test_chosen_people_in_chosen_poses(trained, toy, tmp_path):
+    run, _ = trained
+    index = Index(str(toy / "index.p"))
+    people, poses = index.usable("test")[:2], index.usable("train")[:3]
+    stems = [os.path.splitext(os.path.basename(index.images[n]))[0] for n in list(people) + list(poses)]
+    assert main.main(["--mode", "transfer", "--checkpoint", str(run), "--log_dir", str(tmp_path / "log"),
+                      "--appearance", str(people[0]), stems[1], "--pose", index.images[poses[0]], stems[3], str(poses[2])]) == 0
+    folder = only_run(tmp_path / "log")
+    cells = {path.name for path in (folder / "transfer_0").iterdir()}
+    assert cells == {"%s_in_pose_of_%s.png" % (a, b) for a in stems[:2] for b in stems[2:]}
+    grid = np.asarray(Image.open(str(folder / "transfer_0.png")))
+    assert grid.shape == (3 * 16, 4 * 16, 3)
+    np.testing.assert_array_equal(grid[16:32, :16], load_image(index.image_path(people[0]), 16))
+    np.testing.assert_array_equal(grid[:16, 48:], stick_figure(index.joints[poses[2]], 16))
+    cell = np.asarray(Image.open(str(folder / "transfer_0" / ("%s_in_pose_of_%s.png" % (stems[1], stems[3])))))
+    np.testing.assert_array_equal(grid[32:, 32:48], cell)
+
+
+@pytest.mark.parametrize("options, words", [
+    (["--mode", "transfer", "--appearance", "none"], "--appearance: none: expected an image"),
+    (["--mode", "animate", "--appearance", "0-1", "--pose", "0-2"], "--appearance: expected one image"),
+    (["--mode", "animate", "--appearance", "0", "--pose", "0"], "--pose: expected two poses or more")])
+def test_bad_choices_leave_no_run_folder(trained, tmp_path, capsys, monkeypatch, options, words):
+    monkeypatch.chdir(tmp_path)
+    assert main.main(options + ["--checkpoint", str(trained[0])]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1 and not (tmp_path / "log").exists()
+
+
+def test_a_checkpoint_outside_of_a_run_needs_a_config(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in (trained[0] / "checkpoints").glob("*ckpt-4*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    assert main.main(["--mode", "transfer", "--checkpoint", "model.ckpt-4"]) == 2
+    assert "--config is needed: model.ckpt-4 is not in a run folder" in capsys.readouterr().err
+    assert main.main(["--mode", "transfer", "--checkpoint", "model.ckpt-4", "--config", trained[1], "--batches", "1"]) == 0
+
+
+# ---------------------------------------------------------------------------------------------- animate
+
+def test_an_animation_is_a_gif_and_an_mp4_of_person_pose_and_result(trained, toy, tmp_path):
+    run, _ = trained
+    index = Index(str(toy / "index.p"))
+    a, b, c = index.usable("test")[:3]
+    assert main.main(["--mode", "animate", "--checkpoint", str(run), "--log_dir", str(tmp_path / "log"), "--fps", "20",
+                      "--seconds_per_pose", "0.2", "--appearance", str(a), "--pose", str(b), str(c), str(b)]) == 0
+    folder = only_run(tmp_path / "log")
+    gif = Image.open(str(folder / "animation.gif"))
+    assert gif.size == (48, 16) and gif.info["duration"] == 50 and gif.info["loop"] == 0
+    first = np.asarray(gif.convert("RGB")).astype(int)
+    assert np.abs(first[:, :16] - load_image(index.image_path(a), 16)).mean() < 8
+    assert np.abs(first[:, 16:32] - stick_figure(index.joints[b], 16)).mean() < 8
+    frames, seconds = imageio_ffmpeg.count_frames_and_secs(str(folder / "animation.mp4"))
+    assert frames == 9 and abs(seconds - 0.45) < 0.06  # 2 x 4 + 1 of 50 ms each
+
+
+def test_joints_move_on_straight_lines_and_are_missing_where_either_end_misses_them():
+    keys = np.stack([standing(cnose=(0.2, 0.1)), standing(cnose=(0.6, 0.3)), standing("cnose")])
+    joints = interpolate(keys, 4)
+    assert joints.shape == (9, 15, 2) and joints.dtype == np.float32
+    np.testing.assert_allclose(joints[:5, J["cnose"]], [(0.2, 0.1), (0.3, 0.15), (0.4, 0.2), (0.5, 0.25), (0.6, 0.3)], rtol=1e-6)
+    assert (joints[5:, J["cnose"]] == -1).all()
+    np.testing.assert_array_equal(interpolate(keys, 1), keys)
+
+
+def test_movies_keep_colours_and_odd_sizes(tmp_path):
+    frames = [np.full((15, 33, 3), (200, 40 + 10 * i, 40), np.uint8) for i in range(5)]
+    write_gif(str(tmp_path / "a.gif"), frames, 10)
+    write_mp4(str(tmp_path / "a.mp4"), frames, 10, (33, 15))
+    gif = Image.open(str(tmp_path / "a.gif"))
+    assert gif.n_frames == 5
+    gif.seek(4)
+    assert np.abs(np.asarray(gif.convert("RGB")).astype(int) - frames[4]).max() < 10
+    reader = imageio_ffmpeg.read_frames(str(tmp_path / "a.mp4"))
+    assert next(reader)["size"] == (34, 16)
+    first = np.frombuffer(next(reader), np.uint8).reshape(16, 34, 3).astype(int)
+    assert np.abs(first[:15, :33] - frames[0]).mean() < 10
+    for write in (lambda path: write_gif(path, frames, 10), lambda path: write_mp4(path, frames, 10, (33, 15))):
+        with pytest.raises(UserError, match="nowhere.*cannot be written"):
+            write(str(tmp_path / "nowhere" / "a"))
