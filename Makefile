@@ -16,8 +16,8 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 
 # The newest training, and who moves how in toy-gif: numbers of images of data/toy.
 RUN ?= $(patsubst %/checkpoints/checkpoint,%,$(lastword $(sort $(wildcard log/*/checkpoints/checkpoint))))
-PERSON ?= 6005
-POSES ?= 6008 6017 6026 6035 6008
+PERSON ?= 6089
+POSES ?= 6062 6008 6034 6083 6063 6062
 
 .PHONY: train toy-gif test clean check-python
 

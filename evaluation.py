@@ -14,6 +14,7 @@ from data_index import is_list
 from deeploss import PerceptualLoss, load_weights
 from errors import UserError, shown
 from rendering import open_index, restored, start_run
+from quiet import progress_bar
 from runs import to_uint8
 from selection import unique_labels
 from tools import make_toy
@@ -37,7 +38,7 @@ def evaluate(options, config):
         comparison.start(session)
         run = start_run(options, config, "evaluation")
         evaluation = Evaluation(config, index, session, renderer, comparison, run if options.save else None)
-        with tqdm(total=len(numbers) + len(pairs), unit="image") as bar:
+        with progress_bar(total=len(numbers) + len(pairs), unit="image") as bar:
             evaluation.of_images(numbers, bar)
             evaluation.of_pairs(pairs, bar)
         metrics = evaluation.metrics()

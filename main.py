@@ -20,11 +20,10 @@ import signal
 import sys
 import time
 
-from quiet import quiet_stderr
+from quiet import progress_bar, quiet_stderr
 
 with quiet_stderr():  # TensorFlow greets on stderr while it is imported
     import tensorflow.compat.v1 as tf
-from tqdm import tqdm
 
 from batches import BatchOrder, Loader, pipeline
 from checkpoints import Checkpoint, CheckpointSaver, find_checkpoint
@@ -162,9 +161,9 @@ def finish(options, config, index, load, session, graph, run, stopped_by):
                 % (shlex.quote(options.config), shlex.quote(run.folder)))
     else:
         report_toy(config, index, load, session, graph.renderer, run)
-    save_result(run)
-    run.say("%sthe pictures are in %s; result.png shows the curves and the last transfers"
-            % ("" if stopped_by else "done; ", run.folder))
+    result = save_result(run)
+    run.say("%sthe pictures are in %s%s" % ("" if stopped_by else "done; ", run.folder,
+                                            "; curves and last transfers: %s" % result if result else ""))
     run.close()
 
 
@@ -179,8 +178,8 @@ class Trainer(object):
     def train(self, step):
         """Trains from `step` to lr_decay_end, or to a SIGINT or SIGTERM, whose number it returns."""
         end, batch_size = self.config["lr_decay_end"], self.config["batch_size"]
-        bar = tqdm(total=end * batch_size, initial=step * batch_size, unit="image", unit_scale=True,
-                   mininterval=0.2 if sys.stderr.isatty() else 10, disable=self.run is None)
+        bar = progress_bar(total=end * batch_size, initial=step * batch_size, unit="image", unit_scale=True,
+                           disable=self.run is None)
         stopping = False
         with bar, StopSignal() as signals:
             while step < end and not stopping:

@@ -1,8 +1,10 @@
-"""Silence on stderr while TensorFlow is imported, which greets there."""
+"""What goes to stderr: nothing while TensorFlow is imported, which greets there; progress bars."""
 import contextlib
 import os
 import sys
 import tempfile
+
+from tqdm import tqdm
 
 
 @contextlib.contextmanager
@@ -33,3 +35,8 @@ def quiet_stderr():
         finally:
             os.dup2(saved, 2)
             os.close(saved)
+
+
+def progress_bar(items=None, **settings):
+    """tqdm, of which a file or a pipe gets a line every ten seconds only."""
+    return tqdm(items, mininterval=0.2 if sys.stderr.isatty() else 10, **settings)

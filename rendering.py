@@ -4,7 +4,6 @@ import itertools
 
 import numpy as np
 import tensorflow.compat.v1 as tf
-from tqdm import tqdm
 
 from batches import BatchOrder, Loader, stick_figure
 from checkpoints import Checkpoint, CheckpointSaver, find_checkpoint
@@ -12,6 +11,7 @@ from data_index import MAX_PIXELS, Index, is_visible
 from errors import UserError
 from graphs import make_renderer
 from movies import write_gif, write_mp4
+from quiet import progress_bar
 from runs import Run, tile, to_uint8, transfer_grid
 from selection import Selection, select
 from sessions import make_session
@@ -62,7 +62,7 @@ def transfer(options, config):
     jobs = transfer_jobs(options, config)
     run = None
     with restored(options, config) as (session, renderer, _):
-        with tqdm(total=sum(len(people) * len(poses) for people, poses in jobs), unit="picture") as bar:
+        with progress_bar(total=sum(len(people) * len(poses) for people, poses in jobs), unit="picture") as bar:
             for i, (people, poses) in enumerate(jobs):
                 people = encoded(session, renderer, people, config)
                 first = next(people)  # a broken image is met before there is a run folder
@@ -141,7 +141,7 @@ def sample(options, config):
     batches = first_batches(open_index(config), config, options.batches or DEFAULT_BATCHES)
     run = None
     with restored(options, config) as (session, renderer, _):
-        for i, poses in enumerate(tqdm(batches, unit="batch")):
+        for i, poses in enumerate(progress_bar(batches, unit="batch")):
             sticks = stick_figures(poses.joints, config["spatial_size"])
             pictures = to_uint8(renderer.sample(session, sticks, i))
             run = run or start_run(options, config, "test")
@@ -174,7 +174,7 @@ def animate(options, config):
 
         def frames():
             in_poses = render_poses(session, renderer, latents, interpolate(keys, steps))
-            for stick, picture in tqdm(in_poses, total=n_frames, unit="frame"):
+            for stick, picture in progress_bar(in_poses, total=n_frames, unit="frame"):
                 frame = np.concatenate([image, stick, picture], axis=1)
                 if n_frames <= MOST_GIF_FRAMES:
                     shown.append(frame)

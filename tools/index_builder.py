@@ -6,14 +6,13 @@ import multiprocessing.pool
 import os
 import pickle
 import shutil
-import sys
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from data_index import TORSO, is_visible
 from errors import UserError, reason, shown
+from quiet import progress_bar
 
 MARGIN = 0.15  # of the longer side of a person's box, on each side
 # All that a data set of this tool consists of; a folder that holds anything else is never replaced.
@@ -176,7 +175,7 @@ def _is_data_set(folder):
 
 def with_progress(items, total=None):
     """The items, images mostly, under a progress bar; total: how many, where items do not know."""
-    return tqdm(items, total=total, unit="image", mininterval=0.2 if sys.stderr.isatty() else 10)
+    return progress_bar(items, total=total, unit="image")
 
 
 def in_parallel(function, items, chunk=16):

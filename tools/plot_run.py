@@ -81,7 +81,9 @@ def save_curves(curves, path):
 
 
 def save_result(run):
-    """Writes result.png into the folder of a Run: its losses and its last transfer grid."""
+    """Writes result.png into the folder of a Run: its losses and its last transfer grid. Returns its path, or None where
+    there is neither yet.
+    """
     try:
         curves = {"": read_curves(run.folder)}
     except UserError:  # nothing was logged yet
@@ -89,23 +91,26 @@ def save_result(run):
     grids = sorted(glob.glob(os.path.join(glob.escape(run.folder), "transfer_*.png")))
     panels = [panel for panel in ("loss", "likelihood_loss", "kl_loss") if curves and of_panel(curves[""], panel)]
     if not panels and not grids:
-        return
-    figure, axes = make_figure(1, len(panels) + bool(grids), len(panels) + bool(grids), size=5.5)
-    for panel, ax in zip(panels, axes):
-        draw_panel(ax, panel, curves)
+        return None
+    figure, _ = make_figure(max(1, len(panels)), 3 if grids else 1)
+    spec = figure.add_gridspec(max(1, len(panels)), 3 if grids else 1)
+    for row, panel in enumerate(panels):
+        draw_panel(figure.add_subplot(spec[row, 0]), panel, curves)
     if grids:
-        axes[-1].imshow(np.asarray(Image.open(grids[-1])))
-        axes[-1].set_title(os.path.basename(grids[-1]), fontsize=9)
-        axes[-1].set_axis_off()
+        ax = figure.add_subplot(spec[:, 1:])
+        ax.imshow(np.asarray(Image.open(grids[-1])))
+        ax.set_title(os.path.basename(grids[-1]), fontsize=10)
+        ax.set_axis_off()
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=100)
     run.write("result.png", png.getvalue())
+    return run.path("result.png")
 
 
-def make_figure(rows, columns, n, size=4.0):
-    """(figure, n axes) of rows x columns panels, without the window system that pyplot would look for."""
+def make_figure(rows, columns, n=0):
+    """(figure, its first n axes) with room for rows x columns panels, without the window system that pyplot would look for."""
     from matplotlib.figure import Figure  # here, as trainings need it at their end only, and it takes a second
-    figure = Figure(figsize=(size * columns, size * 0.8 * rows), tight_layout=True)
+    figure = Figure(figsize=(4 * columns, 3.2 * rows), tight_layout=True)
     return figure, [figure.add_subplot(rows, columns, i + 1) for i in range(n)]
 
 
