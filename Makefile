@@ -15,7 +15,7 @@ READY_TO_TEST := $(VENV)/.ready-to-test-$(VERSION)
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 
 # The newest training, and who moves how in toy-gif: numbers of images of data/toy.
-RUN ?= $(patsubst %/checkpoints/checkpoint,%,$(lastword $(sort $(wildcard log/*/checkpoints/checkpoint))))
+RUN ?= $(patsubst %/checkpoints/checkpoint,%,$(shell ls -t log/*/checkpoints/checkpoint 2>/dev/null | head -n 1))
 PERSON ?= 6089
 POSES ?= 6062 6008 6034 6083 6063 6062
 
@@ -26,7 +26,7 @@ train: $(READY) data/toy/index.p
 
 toy-gif: $(READY) data/toy/index.p
 	@test -n "$(RUN)" || { echo "error: there is no training in log/: make train first" >&2; exit 2; }
-	$(VENV)/bin/python main.py --mode animate --checkpoint $(RUN) --appearance $(PERSON) --pose $(POSES) --fps 20 \
+	$(VENV)/bin/python main.py --config toy.yaml --mode animate --checkpoint "$(RUN)" --appearance $(PERSON) --pose $(POSES) --fps 20 \
 	  --seconds_per_pose 0.8 --log_dir log/toy-gif
 	cp $$(ls -td log/toy-gif/*/animation.gif | head -n 1) docs/toy.gif
 

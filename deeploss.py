@@ -62,31 +62,42 @@ class PerceptualLoss(object):
 
     def __call__(self, target, picture):
         """Terms of the loss between two batches (N, S, S, 3) in [-1, 1]."""
-        return weighted_terms(features(target, self.variables, self.layers),
-                              features(picture, self.variables, self.layers), self.feature_weights, self.gram_weights)
-
+        return self._terms(target, picture, mean_distance)
 
     def per_image(self, target, picture):
         """The likelihood loss of each picture of a batch, (N,); `__call__` gives their mean."""
-        loss = 0.0
-        for x, y, feature_weight, gram_weight in zip(
-                features(target, self.variables, self.layers), features(picture, self.variables, self.layers),
-                self.feature_weights, self.gram_weights):
-            loss += feature_weight * image_distances(x, y)
-            if gram_weight > 0:
-                loss += gram_weight * image_distances(gram_matrix(x), gram_matrix(y))
-        return LIKELIHOOD_FACTOR * loss
+        return self._terms(target, picture, image_distances).likelihood_loss
+
+    def _terms(self, target, picture, distance):
+        return weighted_terms(features(target, self.variables, self.layers), features(picture, self.variables, self.layers),
+                              self.feature_weights, self.gram_weights, distance)
 
 
-def weighted_terms(target_features, picture_features, feature_weights, gram_weights):
-    """Terms of the loss between two lists of features (N, h, w, c), one per layer."""
-    feature_losses = [weight * mean_distance(y, x) for weight, x, y
+@tf.custom_gradient
+def mean_distance(x, y):
+    """Mean absolute difference of tensors of one shape, a scalar; its gradient in half the passes of TensorFlow's own."""
+    difference = y - x
+
+    def gradient(upstream):
+        along_y = tf.sign(difference) * (upstream / tf.cast(tf.size(difference), tf.float32))
+        return -along_y, along_y
+    return tf.reduce_mean(tf.abs(difference)), gradient
+
+
+def image_distances(x, y):
+    """Mean absolute difference of each of N pairs (N, ...): (N,)."""
+    return tf.reduce_mean(tf.abs(x - y), axis=list(range(1, x.shape.ndims)))
+
+
+def weighted_terms(target_features, picture_features, feature_weights, gram_weights, distance=mean_distance):
+    """Terms of the loss between two lists of features (N, h, w, c), one per layer, measured with `distance`."""
+    feature_losses = [weight * distance(x, y) for weight, x, y
                       in zip(feature_weights, target_features, picture_features)]
     gram_losses = []
     if any(weight > 0 for weight in gram_weights):
-        gram_losses = [weight * mean_distance(gram_matrix(y), gram_matrix(x)) if weight > 0 else tf.constant(0.0)
+        gram_losses = [weight * distance(gram_matrix(x), gram_matrix(y)) if weight > 0 else tf.constant(0.0)
                        for weight, x, y in zip(gram_weights, target_features, picture_features)]
-    return Terms(LIKELIHOOD_FACTOR * tf.add_n(feature_losses + gram_losses), feature_losses, gram_losses)
+    return Terms(LIKELIHOOD_FACTOR * sum(feature_losses + gram_losses), feature_losses, gram_losses)
 
 
 def features(images, weights, layers):
@@ -119,22 +130,6 @@ def gram_matrix(x):
     h, w, c = x.shape[1:4]
     flat = tf.reshape(x, [-1, int(h) * int(w), int(c)])
     return tf.matmul(flat, flat, transpose_a=True) / (4.0 * int(h) * int(w))
-
-
-@tf.custom_gradient
-def mean_distance(x, y):
-    """Mean absolute difference of tensors of one shape, a scalar; its gradient in half the passes of TensorFlow's own."""
-    difference = x - y
-
-    def gradient(upstream):
-        along_x = tf.sign(difference) * (upstream / tf.cast(tf.size(difference), tf.float32))
-        return along_x, -along_x
-    return tf.reduce_mean(tf.abs(difference)), gradient
-
-
-def image_distances(x, y):
-    """Mean absolute difference of each of N pairs (N, ...): (N,)."""
-    return tf.reduce_mean(tf.abs(x - y), axis=list(range(1, x.shape.ndims)))
 
 
 def needed_weights(layers):

@@ -9,19 +9,20 @@ import tensorflow.compat.v1 as tf
 from tqdm import tqdm
 
 from batches import Examples, Loader, cpu_count
-from checkpoints import Checkpoint, find_checkpoint
+from checkpoints import Checkpoint
 from data_index import is_list
 from deeploss import PerceptualLoss, load_weights
 from errors import UserError, shown
-from rendering import open_index, restored, start_run
 from quiet import progress_bar
-from runs import to_uint8
+from rendering import finite_uint8, open_index, restored, start_run
 from selection import unique_labels
+from sessions import make_session
 from tools import make_toy
 
 METRICS = ("ssim", "psnr", "mae", "perceptual_loss")
 SAMPLES = 4  # of every pose
 SSIM_WINDOW = 11
+MOST_POSES = 10  # of one person, that each image of the person is rendered in
 MOST_PSNR = 100.0  # dB; equal pictures have no finite one
 
 
@@ -31,37 +32,58 @@ def evaluate(options, config):
         raise UserError("--mode evaluate: spatial_size: %d: expected 16 or more, as SSIM looks at windows of %d pixels"
                         % (config["spatial_size"], SSIM_WINDOW))
     index = open_index(config)
-    numbers, pairs = index.usable("test"), find_pairs(index)
-    checkpoint = Checkpoint(find_checkpoint(options.checkpoint))
+    numbers, (pairs, n_pairs_left_out) = index.usable("test"), find_pairs(index)
+    checkpoint = Checkpoint(options.checkpoint)
     step, vgg_weights = checkpoint.step(), load_weights(config["vgg_weights"], config["feature_layers"])
-    with restored(options, config, lambda: Comparison(config, vgg_weights)) as (session, renderer, comparison):
-        comparison.start(session)
-        run = start_run(options, config, "evaluation")
-        evaluation = Evaluation(config, index, session, renderer, comparison, run if options.save else None)
+    with restored(options, config) as (session, renderer), Comparison(config, vgg_weights) as compare:
+        evaluation = Evaluation(config, index, session, renderer, compare,
+                                lambda: start_run(options, config, "evaluation"), options.save)
         with progress_bar(total=len(numbers) + len(pairs), unit="image") as bar:
             evaluation.of_images(numbers, bar)
             evaluation.of_pairs(pairs, bar)
-        metrics = evaluation.metrics()
-        report_toy(config, index, evaluation.load, session, renderer, run)
-    run.write("metrics.json", json.dumps(dict(
-        metrics, checkpoint=checkpoint.prefix, step=step, data_index=config["data_index"],
-        left_out=evaluation.left_out, config=config), indent=2).encode())
-    for line in table(metrics):
-        run.say(line)
-    if evaluation.left_out:
-        run.say("left out, as they could not be read: %d images, which metrics.json names" % len(evaluation.left_out))
+        run, metrics = evaluation.run, evaluation.metrics()
+        if run is None:
+            raise UserError("no image of the test split can be read: %s" % evaluation.left_out[0])
+        run.write("metrics.json", json.dumps(dict(
+            metrics, checkpoint=checkpoint.prefix, step=step, data_index=config["data_index"], left_out=evaluation.left_out,
+            pairs_left_out=n_pairs_left_out, config=config), indent=2).encode())
+        for line in table(metrics):
+            run.say(line)
+        if evaluation.left_out:
+            run.say("left out, as they could not be read: %d images, which metrics.json names" % len(evaluation.left_out))
+        if n_pairs_left_out:
+            run.say("left out: %d pairs of which not both are test images with hips and shoulders" % n_pairs_left_out)
+        try:
+            report_toy(config, index, evaluation.load, session, renderer, run)
+        except UserError as error:
+            run.say("no transfer error on held-out people: %s" % error)
     run.say("the figures are in %s" % run.path("metrics.json"))
     run.close()
 
 
 class Comparison(object):
-    """In the graph: how alike pictures (N, S, S, 3) uint8 are, N at most the config's batch size."""
+    """compare(real, made): how alike pictures (N, S, S, 3) uint8 are, N at most the config's batch size.
+
+    A graph and a session of its own, in float32: rewritten for mixed precision, SSIM would be off in the third decimal.
+    """
 
     def __init__(self, config, vgg_weights):
         size, self._batch_size = config["spatial_size"], config["batch_size"]
-        self._real, self._made = pictures = [tf.placeholder(tf.uint8, (self._batch_size, size, size, 3)) for _ in range(2)]
-        self._loss = PerceptualLoss(vgg_weights, config["feature_layers"], config["feature_weights"], config["gram_weights"])
-        self._metrics = self._compare(*[tf.cast(picture, tf.float32) for picture in pictures])
+        with tf.Graph().as_default() as graph:
+            self._real, self._made = pictures = [tf.placeholder(tf.uint8, (self._batch_size, size, size, 3))
+                                                 for _ in range(2)]
+            self._loss = PerceptualLoss(vgg_weights, config["feature_layers"], config["feature_weights"],
+                                        config["gram_weights"])
+            self._metrics = self._compare(*[tf.cast(picture, tf.float32) for picture in pictures])
+            graph.finalize()
+            self._session = make_session(dict(config, precision="float32"))
+        self._session.run(self._loss.load_op, self._loss.load_feed)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *unused):
+        self._session.close()
 
     def _compare(self, real, made):
         # TensorFlow's SSIM: Gaussian windows, sigma 1.5, population covariances, as Wang et al. 2004.
@@ -70,28 +92,26 @@ class Comparison(object):
                 "mae": tf.reduce_mean(tf.abs(real - made), axis=[1, 2, 3]),
                 "perceptual_loss": self._loss.per_image(real / 127.5 - 1, made / 127.5 - 1)}
 
-    def start(self, session):
-        """Puts VGG19's weights into the session."""
-        session.run(self._loss.load_op, self._loss.load_feed)
-
-    def __call__(self, session, real, made, metrics=METRICS):
+    def __call__(self, real, made, metrics=METRICS):
         """{metric: (N,) floats}."""
         filled = [np.take(pictures, np.arange(self._batch_size), axis=0, mode="clip") for pictures in (real, made)]
-        values = session.run({name: self._metrics[name] for name in metrics}, dict(zip((self._real, self._made), filled)))
+        values = self._session.run({name: self._metrics[name] for name in metrics},
+                                   dict(zip((self._real, self._made), filled)))
         return {name: value[:len(real)] for name, value in values.items()}
 
 
 class Evaluation(object):
     """Goes through images and pairs of images, a batch in memory at a time.
 
-    run: where the pictures are saved, or None. left_out: images that could not be read.
+    run: a Run, started when the first images have been read; None before. left_out: why images could not be read.
     """
 
-    def __init__(self, config, index, session, renderer, comparison, run):
+    def __init__(self, config, index, session, renderer, compare, start_run, save):
         self.load = Loader(index, config["spatial_size"], config["box_factor"])
-        self.index, self.session, self.renderer, self.comparison, self.run = index, session, renderer, comparison, run
-        self.left_out = []
-        self._labels = unique_labels(index.images)
+        self.session, self.renderer, self.compare = session, renderer, compare
+        self.run, self.left_out = None, []
+        self._start_run = start_run
+        self._labels = unique_labels(index.images) if save else None
         self._saved = collections.Counter()
         self._moments = {}  # of (task, metric): number, sum and sum of squares
 
@@ -99,12 +119,12 @@ class Evaluation(object):
         """Reconstructions through posterior means, and samples from the prior, of these images of the index."""
         for chunk, batch in self._batches(numbers[:, np.newaxis], bar):
             latents = self.renderer.encode(self.session, batch.parts, batch.has_part)
-            made = to_uint8(self.renderer.render(self.session, latents, batch.stick))
-            self._note("reconstruction", self.comparison(self.session, batch.image, made))
+            made = finite_uint8(self.renderer.render(self.session, latents, batch.stick))
+            self._note("reconstruction", self.compare(batch.image, made))
             first = int(np.searchsorted(numbers, chunk[0, 0])) * SAMPLES  # other noise for every batch
-            samples = [to_uint8(self.renderer.sample(self.session, batch.stick, first + k)) for k in range(SAMPLES)]
-            for one, other in zip(samples, samples[1:]):
-                self._note("sampling", self.comparison(self.session, one, other, ("mae", "perceptual_loss")))
+            samples = [finite_uint8(self.renderer.sample(self.session, batch.stick, first + k)) for k in range(SAMPLES)]
+            distances = [self.compare(one, other, ("mae", "perceptual_loss")) for one, other in zip(samples, samples[1:])]
+            self._note("sampling", {name: np.mean([of_two[name] for of_two in distances], axis=0) for name in distances[0]})
             for folder, pictures in (("real", batch.image), ("reconstruction", made), ("sample", samples[0])):
                 self._save(folder, chunk[:, 0], pictures)
 
@@ -113,8 +133,8 @@ class Evaluation(object):
         for chunk, batch in self._batches(pairs, bar):
             sources, targets = (Examples(*[array[k::2] for array in batch]) for k in range(2))
             latents = self.renderer.encode(self.session, sources.parts, sources.has_part)
-            made = to_uint8(self.renderer.render(self.session, latents, targets.stick))
-            self._note("transfer", self.comparison(self.session, targets.image, made))
+            made = finite_uint8(self.renderer.render(self.session, latents, targets.stick))
+            self._note("transfer", self.compare(targets.image, made))
             self._save("transfer", chunk[:, 1], made)
 
     def metrics(self):
@@ -139,6 +159,7 @@ class Evaluation(object):
                 ahead = [pool.map_async(self._read, chunk) for chunk in chunks[i + 1:i + 2]]
                 whole = [k for k, examples in enumerate(loaded) if examples is not None]
                 if whole:
+                    self.run = self.run or self._start_run()
                     yield chunk[whole], Examples(*[np.concatenate(arrays) for arrays in zip(*[loaded[k] for k in whole])])
                 bar.update(len(chunk))
 
@@ -160,7 +181,7 @@ class Evaluation(object):
 
     def _save(self, folder, numbers, pictures):
         """Saves pictures under the names of these images; of further ones of an image, in folders of their own."""
-        if self.run is None:
+        if self._labels is None:
             return
         for number, picture in zip(numbers, pictures):
             self._saved[folder, number] += 1
@@ -171,32 +192,33 @@ class Evaluation(object):
 # ---------------------------------------------------------------------------------------------- pairs of one person
 
 def find_pairs(index):
-    """(P, 2) int64: numbers of usable test images of one person, from and to.
+    """((P, 2) int64, numbers of usable test images of one person, from and to; how many other pairs are left out).
 
-    They are the index's `pairs` or, without those, all pairs of images that its `person` says are of one person. Raises
-    UserError where these are not what they should be.
+    They are the index's `pairs` or, without those, each image with the next images that its `person` says are of the
+    same person, going round: with all of them, where they are not more than MOST_POSES. Raises UserError where these are
+    not what they should be.
     """
-    usable, n = set(index.usable("test").tolist()), len(index.images)
+    n = len(index.images)
+    usable = np.zeros(n, bool)
+    usable[index.usable("test")] = True
     if "pairs" in index.extra:
         pairs = as_whole_numbers(index.extra["pairs"], (None, 2))
         if pairs is None or len(pairs) and not (0 <= pairs.min() and pairs.max() < n):
             raise UserError("%s: pairs: expected pairs of numbers from 0 to %d, found %s"
                             % (index.path, n - 1, shown(index.extra["pairs"])))
-    elif "person" in index.extra:
-        people = as_whole_numbers(index.extra["person"], (n,))
-        if people is None:
-            raise UserError("%s: person: expected %d whole numbers, found %s" % (index.path, n, shown(index.extra["person"])))
-        images = collections.defaultdict(list)
-        for number in sorted(usable):
-            images[people[number]].append(number)
-        pairs = np.array([(a, b) for of_one in images.values() for a in of_one for b in of_one if a != b], np.int64)
-    else:
-        pairs = np.zeros((0, 2), np.int64)
-    kept = [pair for pair in pairs.reshape(-1, 2) if set(pair.tolist()) <= usable]
-    if len(kept) < len(pairs):
-        print("%d of %d pairs are left out: not both of their images are test images with hips and shoulders"
-              % (len(pairs) - len(kept), len(pairs)))
-    return np.array(kept, np.int64).reshape(-1, 2)
+        kept = pairs[usable[pairs].all(axis=1)]
+        return kept, len(pairs) - len(kept)
+    if "person" not in index.extra:
+        return np.zeros((0, 2), np.int64), 0
+    people = as_whole_numbers(index.extra["person"], (n,))
+    if people is None:
+        raise UserError("%s: person: expected %d whole numbers, found %s" % (index.path, n, shown(index.extra["person"])))
+    images = collections.defaultdict(list)
+    for number in np.flatnonzero(usable):
+        images[people[number]].append(number)
+    pairs = [(a, of_one[(i + k) % len(of_one)]) for of_one in images.values() for i, a in enumerate(of_one)
+             for k in range(1, min(MOST_POSES, len(of_one) - 1) + 1)]
+    return np.array(pairs, np.int64).reshape(-1, 2), 0
 
 
 def as_whole_numbers(values, shape):
@@ -210,8 +232,8 @@ def as_whole_numbers(values, shape):
                 isinstance(value, (int, np.integer)) and abs(value) < 2**62 for row in rows for value in row):
             return None
     values = np.asarray(values)
-    if not len(values):
-        values = values.reshape([length or 0 for length in shape])
+    if not len(values) and shape[0] is None:
+        values = values.reshape((0,) + shape[1:])
     fits = values.ndim == len(shape) and all(b in (a, None) for a, b in zip(values.shape, shape))
     return values.astype(np.int64) if fits and (values.dtype.kind in "iu" or not values.size) else None
 
@@ -228,7 +250,7 @@ def table(metrics):
             continue
         cells = ["%.4g +- %.3g" % (found[name]["mean"], found[name]["std"]) if name in found else "" for name in METRICS]
         lines.append(("%-15s %7d" % (task, found["n"]) + "".join("%22s" % cell for cell in cells)).rstrip())
-    lines.append("sampling: between two samples of the same pose; mae in levels of 0 to 255, psnr in dB")
+    lines.append("sampling: between samples of the same pose; mae in levels of 0 to 255, psnr in dB")
     return lines
 
 

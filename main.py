@@ -46,6 +46,8 @@ def main(argv=None):
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     set_up_tensorflow()
     try:
+        if options.checkpoint:  # once: a training that still runs may save another at any time
+            options.checkpoint = find_checkpoint(options.checkpoint)
         return MODES[options.mode](options, load_config(options.config or saved_config(options.checkpoint))) or 0
     except UserError as error:
         print("error: %s" % error, file=sys.stderr)
@@ -87,14 +89,15 @@ def parse_options(argv):
         parser.error("--retrain needs --checkpoint")
     if options.mode != "train" and options.checkpoint is None:
         parser.error("--mode %s needs --checkpoint" % options.mode)
+    if options.batches and (options.appearance or options.pose):
+        parser.error("--batches goes without --appearance and --pose")
     if options.mode == "train" and options.config is None:
         parser.error("--mode train needs --config")
     return options
 
 
-def saved_config(checkpoint):
+def saved_config(prefix):
     """Path of the config that was saved with the run of a checkpoint."""
-    prefix = find_checkpoint(checkpoint)
     path = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(prefix))), "config.yaml")
     if not os.path.isfile(path):
         raise UserError("--config is needed: %s is not in a run folder, which has a config.yaml" % prefix)
@@ -107,7 +110,7 @@ def train(options, config):
     index = Index(config["data_index"], config["allow_outside_images"])
     load = Loader(index, config["spatial_size"], config["box_factor"])
     index.usable("test")  # before a cluster forms, bad input has been found
-    checkpoint = Checkpoint(find_checkpoint(options.checkpoint)) if options.checkpoint else None
+    checkpoint = Checkpoint(options.checkpoint) if options.checkpoint else None
     first_step = 0 if checkpoint is None or options.retrain else checkpoint.step()
     steps = config["lr_decay_end"] - first_step
     if steps <= 0:
@@ -134,10 +137,11 @@ def train(options, config):
                 run = Run(options.log_dir, config)  # last of all, so that bad input leaves none behind
                 run.say("training from step %d to %d%s; pictures and checkpoints: %s" % (
                     first_step, config["lr_decay_end"], ", from %s" % checkpoint.prefix if checkpoint else "", run.folder))
-            stopped_by = Trainer(config, session, graph, saver, run, load, test_batch).train(first_step)
+            trainer = Trainer(config, session, graph, saver, run, load, test_batch)
+            stopped_by = trainer.train(first_step)
             cluster.leave()
             if run is not None:
-                finish(options, config, index, load, session, graph, run, stopped_by)
+                finish(options, config, index, trainer, stopped_by)
     return 128 + stopped_by if stopped_by else 0
 
 
@@ -154,14 +158,15 @@ def start(session, graph, saver, checkpoint, retrain, make_init_batch):
     graph.synchronise(session)
 
 
-def finish(options, config, index, load, session, graph, run, stopped_by):
-    """The last lines of a training."""
+def finish(options, config, index, trainer, stopped_by):
+    """The last lines of a training, and result.png."""
+    run = trainer.run
     if stopped_by:
         run.say("to go on: python main.py --config %s --checkpoint %s"
                 % (shlex.quote(options.config), shlex.quote(run.folder)))
     else:
-        report_toy(config, index, load, session, graph.renderer, run)
-    result = save_result(run)
+        report_toy(config, index, trainer.load, trainer.session, trainer.graph.renderer, run)
+    result = save_result(run, trainer.transfers)
     run.say("%sthe pictures are in %s%s" % ("" if stopped_by else "done; ", run.folder,
                                             "; curves and last transfers: %s" % result if result else ""))
     run.close()
@@ -174,6 +179,7 @@ class Trainer(object):
         self.config, self.session, self.graph, self.saver, self.run = config, session, graph, saver, run
         self.load, self.test_batch = load, test_batch
         self.images, self.seconds = 0, 0.0  # trained on since the last log
+        self.transfers = None  # the last grid
 
     def train(self, step):
         """Trains from `step` to lr_decay_end, or to a SIGINT or SIGTERM, whose number it returns."""
@@ -254,7 +260,8 @@ class Trainer(object):
         self.run.picture("testing_cond", tile(self.test_batch.stick), step)
         self.run.picture("testing_test_sample", tile(to_uint8(samples)), step)
         cells = to_uint8(self.graph.renderer.transfers(self.session, self.test_batch, self.test_batch))
-        self.run.picture("transfer", transfer_grid(self.test_batch.stick, self.test_batch.image, cells), step)
+        self.transfers = transfer_grid(self.test_batch.stick, self.test_batch.image, cells)
+        self.run.picture("transfer", self.transfers, step)
 
     def save(self, step):
         return self.saver.save(self.session, self.run.checkpoints, step)

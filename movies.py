@@ -1,5 +1,4 @@
 """Sequences of pictures as GIF and MP4."""
-import imageio_ffmpeg
 import numpy as np
 from PIL import Image
 
@@ -11,6 +10,10 @@ def write_mp4(path, frames, fps, size):
 
     size: (w, h). Raises UserError where it cannot be written.
     """
+    try:
+        import imageio_ffmpeg  # here, as nothing else needs it
+    except ImportError as error:
+        raise UserError("MP4 needs imageio-ffmpeg, pip install -r requirements.txt installs it (%s)" % reason(error))
     even = [value + value % 2 for value in size]  # as H.264's colours demand
     try:
         writer = imageio_ffmpeg.write_frames(path, tuple(even), fps=fps, quality=8, macro_block_size=2,
@@ -30,7 +33,10 @@ def write_mp4(path, frames, fps, size):
 def write_gif(path, frames, fps):
     """Writes frames, a list of (h, w, 3) uint8, as a GIF that repeats. Raises UserError where it cannot be written."""
     images = [Image.fromarray(frame).quantize(256, method=Image.MEDIANCUT) for frame in frames]
+    # A GIF counts in hundredths of a second: some frames are a hundredth longer, so that the whole lasts as it should.
+    ends = [int(round(100.0 * (k + 1) / fps)) for k in range(len(frames))]
+    durations = [10 * (end - begin) for begin, end in zip([0] + ends, ends)]
     try:
-        images[0].save(path, format="GIF", save_all=True, append_images=images[1:], duration=int(round(1000.0 / fps)), loop=0)
+        images[0].save(path, format="GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
     except OSError as error:
         raise UserError("%s: cannot be written: %s" % (path, reason(error)))

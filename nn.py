@@ -95,8 +95,9 @@ class Walk(object):
     def _random_words(self, shape, kind):
         """Uniform int16 of this shape. Half the work of 32 random bits per value, which dropout has no use for."""
         n = tf.reduce_prod(shape)
-        words = tf.random.stateless_uniform([(n + 1) // 2], self._random_key(kind), minval=tf.int32.min, maxval=tf.int32.max,
-                                            dtype=tf.int32)
+        # TensorFlow 1.15 wants limits, which cost a division per word.
+        least, most = (None, None) if hasattr(tf.raw_ops, "StatelessRandomUniformFullInt") else (tf.int32.min, tf.int32.max)
+        words = tf.random.stateless_uniform([(n + 1) // 2], self._random_key(kind), minval=least, maxval=most, dtype=tf.int32)
         return tf.reshape(tf.reshape(tf.bitcast(words, tf.int16), [-1])[:n], shape)
 
     def _random_key(self, kind):
@@ -184,8 +185,8 @@ def _initialise_from_data(walk, t, g, b):
 
 def _conv(x, kernel, stride):
     if kernel.shape.ndims == 2:
-        kernel = kernel[tf.newaxis, tf.newaxis]
-    elif stride == 1 and x.shape[1] <= 2 and x.shape[2] <= 2:
+        return _times(x, kernel)
+    if stride == 1 and x.shape[1] <= 2 and x.shape[2] <= 2:
         return _conv_of_small_map(x, kernel)
     return tf.nn.conv2d(x, kernel, strides=[1, stride, stride, 1], padding="SAME")
 
@@ -200,9 +201,18 @@ def _conv_of_small_map(x, kernel):
     rows, columns = (range(1, 2) if n == 1 else range(3) for n in (h, w))
     padded = tf.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
     around = tf.concat([padded[:, i:i + h, j:j + w] for i in rows for j in columns], axis=-1)
-    kernel = kernel[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
-    around, kernel = tf.reshape(around, (-1, int(around.shape[-1]))), tf.reshape(kernel, (-1, int(kernel.shape[-1])))
-    return tf.reshape(tf.matmul(around, kernel), (-1, h, w, int(kernel.shape[-1])))
+    if len(rows) < 3 or len(columns) < 3:
+        kernel = kernel[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+    return _times(around, tf.reshape(kernel, (-1, int(kernel.shape[-1]))))
+
+
+def _times(x, kernel):
+    """The channels of every pixel, x (N, h, w, c), times a kernel (c, filters): (N, h, w, filters).
+
+    As a matrix product: the gradients of TensorFlow's 1 x 1 convolutions take longer.
+    """
+    h, w, c = x.shape[1:].as_list()
+    return tf.reshape(tf.matmul(tf.reshape(x, (-1, c)), kernel), (-1, h, w, int(kernel.shape[-1])))
 
 
 def _direction_initializer(walk, place):

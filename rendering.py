@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from batches import BatchOrder, Loader, stick_figure
-from checkpoints import Checkpoint, CheckpointSaver, find_checkpoint
+from checkpoints import Checkpoint, CheckpointSaver
 from data_index import MAX_PIXELS, Index, is_visible
 from errors import UserError
 from graphs import make_renderer
@@ -20,21 +20,19 @@ DEFAULT_BATCHES = 10
 DEFAULT_FPS = 25
 DEFAULT_SECONDS_PER_POSE = 0.5
 MOST_FRAMES = 100000
-MOST_GIF_FRAMES = 1000
 
 
 @contextlib.contextmanager
-def restored(options, config, build=lambda: None):
-    """(session, Renderer, what `build` adds to its graph), with the weights of the checkpoint that the options name."""
-    checkpoint = Checkpoint(find_checkpoint(options.checkpoint))
+def restored(options, config):
+    """(session, Renderer) with the weights of the checkpoint that the options name."""
+    checkpoint = Checkpoint(options.checkpoint)
     with tf.Graph().as_default():
         renderer = make_renderer(config, Loader(None, config["spatial_size"], config["box_factor"]).shapes())
         saver = CheckpointSaver(tf.trainable_variables())
-        built = build()
         tf.get_default_graph().finalize()
         with make_session(config) as session:
             saver.restore(session, checkpoint)
-            yield session, renderer, built
+            yield session, renderer
 
 
 def open_index(config):
@@ -45,7 +43,7 @@ def open_index(config):
 def start_run(options, config, what):
     """A Run that says which checkpoint its pictures are from."""
     run = Run(options.log_dir, config)
-    run.log("%s from %s" % (what, find_checkpoint(options.checkpoint)))
+    run.log("%s from %s" % (what, options.checkpoint))
     return run
 
 
@@ -61,39 +59,43 @@ def transfer(options, config):
     """Saves grids of people in poses, and their cells: those that were chosen, or batches of the test split."""
     jobs = transfer_jobs(options, config)
     run = None
-    with restored(options, config) as (session, renderer, _):
+    with restored(options, config) as (session, renderer):
         with progress_bar(total=sum(len(people) * len(poses) for people, poses in jobs), unit="picture") as bar:
-            for i, (people, poses) in enumerate(jobs):
-                people = encoded(session, renderer, people, config)
-                first = next(people)  # a broken image is met before there is a run folder
-                run = run or start_run(options, config, "transfer")
-                save_transfers(run, "transfer_%d" % i, session, renderer, itertools.chain([first], people), poses, bar)
+            try:
+                for i, (people, poses) in enumerate(jobs):
+                    has_grid = (len(people) + 1) * (len(poses) + 1) * renderer.size**2 <= MAX_PIXELS
+                    people = encoded(session, renderer, people, config)
+                    first = next(people)  # a broken image is met before there is a run folder
+                    run = run or start_run(options, config, "transfer")
+                    save_transfers(run, "transfer_%d" % i, session, renderer, itertools.chain([first], people), poses,
+                                   has_grid, bar)
+            except UserError as error:
+                raise error if run is None else UserError("%s; the pictures before it are in %s" % (error, run.folder))
     run.say("the pictures are in %s" % run.folder)
     run.close()
 
 
-def save_transfers(run, name, session, renderer, people, poses, bar):
-    """Saves <name>.png, the grid, and its cells as <name>/<person>_in_pose_of_<pose>.png.
+def save_transfers(run, name, session, renderer, people, poses, has_grid, bar):
+    """Saves cells as <name>/<person>_in_pose_of_<pose>.png and, where it would not be huge, <name>.png, the grid.
 
-    people: as from `encoded`; poses: a Selection. There may be thousands of either: without the grid, which is left out
-    where it would be huge, only a batch of pictures is held.
+    people: as from `encoded`; poses: a Selection. There may be thousands of either: without the grid only a batch of
+    pictures is held.
     """
-    images, rows, size = [], [], renderer.size
+    images, rows = [], []
     for label, image, latents in people:
         row = []
         for pose, (_, cell) in zip(poses.labels, render_poses(session, renderer, latents, poses.joints)):
             run.picture("%s/%s_in_pose_of_%s" % (name, label, pose), cell)
             bar.update()
-            if rows is not None:
+            if has_grid:
                 row.append(cell)
-        if rows is not None and (len(rows) + 2) * (len(poses) + 1) * size**2 > MAX_PIXELS:
-            run.say("%s.png is left out: it would have more than %d pixels" % (name, MAX_PIXELS))
-            rows = None
-        if rows is not None:
+        if has_grid:
             images.append(image)
             rows.append(row)
-    if rows is not None:
-        run.picture(name, transfer_grid(stick_figures(poses.joints, size), np.stack(images), np.array(rows)))
+    if has_grid:
+        run.picture(name, transfer_grid(stick_figures(poses.joints, renderer.size), np.stack(images), np.array(rows)))
+    else:
+        run.say("%s.png is left out: it would have more than %d pixels" % (name, MAX_PIXELS))
 
 
 def transfer_jobs(options, config):
@@ -117,6 +119,13 @@ def encoded(session, renderer, people, config):
             yield people.labels[number], batch.image[i], [z[i:i + 1] for z in latents]
 
 
+def finite_uint8(pictures):
+    """to_uint8 of what weights may have made that are none. Raises UserError for pictures that are not finite."""
+    if not np.isfinite(pictures).all():
+        raise UserError("the network's pictures are not finite numbers; expected a checkpoint of a training that went well")
+    return to_uint8(pictures)
+
+
 def render_poses(session, renderer, latents, joints):
     """For each of n poses (n, 15, 2) its stick figure and the picture of one appearance, latents (1, h, w, c), in it.
 
@@ -125,7 +134,7 @@ def render_poses(session, renderer, latents, joints):
     for start in range(0, len(joints), renderer.batch_size):
         sticks = stick_figures(joints[start:start + renderer.batch_size], renderer.size)
         repeated = [np.repeat(z, len(sticks), axis=0) for z in latents]
-        for stick, picture in zip(sticks, to_uint8(renderer.render(session, repeated, sticks))):
+        for stick, picture in zip(sticks, finite_uint8(renderer.render(session, repeated, sticks))):
             yield stick, picture
 
 
@@ -140,10 +149,10 @@ def sample(options, config):
     """Saves grids of poses of the test split, each with somebody from the prior beside it."""
     batches = first_batches(open_index(config), config, options.batches or DEFAULT_BATCHES)
     run = None
-    with restored(options, config) as (session, renderer, _):
+    with restored(options, config) as (session, renderer):
         for i, poses in enumerate(progress_bar(batches, unit="batch")):
             sticks = stick_figures(poses.joints, config["spatial_size"])
-            pictures = to_uint8(renderer.sample(session, sticks, i))
+            pictures = finite_uint8(renderer.sample(session, sticks, i))
             run = run or start_run(options, config, "test")
             run.picture("test_sample_%d" % i, tile(np.concatenate([sticks, pictures], axis=2)))
     run.say("the pictures are in %s" % run.folder)
@@ -166,21 +175,21 @@ def animate(options, config):
     n_frames = steps * (len(keys) - 1) + 1
     if n_frames > MOST_FRAMES:
         raise UserError("--pose: expected an animation of at most %d frames, found %d" % (MOST_FRAMES, n_frames))
-    with restored(options, config) as (session, renderer, _):
+    with restored(options, config) as (session, renderer):
         (_, image, latents), = encoded(session, renderer, people, config)
 
         run = start_run(options, config, "animation")
-        shown = []
+        shown, has_gif = [], n_frames * 3 * size**2 <= MAX_PIXELS  # all of a GIF is held
 
         def frames():
             in_poses = render_poses(session, renderer, latents, interpolate(keys, steps))
             for stick, picture in progress_bar(in_poses, total=n_frames, unit="frame"):
                 frame = np.concatenate([image, stick, picture], axis=1)
-                if n_frames <= MOST_GIF_FRAMES:
+                if has_gif:
                     shown.append(frame)
                 yield frame
         write_mp4(run.path("animation.mp4"), frames(), fps, (3 * size, size))
-    if n_frames <= MOST_GIF_FRAMES:
+    if has_gif:
         write_gif(run.path("animation.gif"), shown, fps)
     else:
         run.say("animation.gif is left out: of %d frames it would be too large" % n_frames)

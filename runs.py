@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import socket
+import sys
 import time
 
 import numpy as np
@@ -44,7 +45,10 @@ class Run(object):
     def say(self, line):
         """Adds a line to log.txt and prints it."""
         self.log(line)
-        print(line, flush=True)
+        try:
+            print(line, flush=True)
+        except BrokenPipeError:  # nobody reads on; the log has it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def scalars(self, step, values):
         """Scalars by name, into log.txt and TensorBoard's events."""
@@ -53,9 +57,11 @@ class Run(object):
         self._add_summary([tf.Summary.Value(tag=grouped(name), simple_value=value) for name, value in values.items()], step)
 
     def histogram(self, name, values, step):
-        """The distribution of an array's values, in TensorBoard."""
+        """The distribution of an array's values, those that are finite, in TensorBoard."""
+        values = values[np.isfinite(values)].astype(np.float64)
+        if not len(values):
+            return
         counts, edges = np.histogram(values, bins=50)
-        values = values.astype(np.float64)
         histogram = tf.HistogramProto(min=values.min(), max=values.max(), num=values.size, sum=values.sum(),
                                       sum_squares=(values**2).sum(), bucket_limit=edges[1:], bucket=counts)
         self._add_summary([tf.Summary.Value(tag=grouped(name), histo=histogram)], step)
@@ -152,8 +158,8 @@ def _copy_sources(target):
 
 
 def to_uint8(pictures):
-    """Pictures in [-1, 1] (what lies outside is clipped) -> uint8, rounded."""
-    return np.round((np.clip(pictures, -1, 1) + 1) * 127.5).astype(np.uint8)
+    """Pictures in [-1, 1] (what lies outside is clipped) -> uint8, rounded; nan becomes grey."""
+    return np.round((np.clip(np.where(np.isnan(pictures), 0, pictures), -1, 1) + 1) * 127.5).astype(np.uint8)
 
 
 def tile(pictures, columns=None):

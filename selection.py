@@ -56,36 +56,42 @@ class _Finder(object):
     def __init__(self, index, option):
         self.index, self.option = index, option
         self.has_torso = index.has_torso()
-        self.by_name = {}
+        self.by_path, self.by_name, self.by_stem = {}, {}, {}
         for number, image in enumerate(index.images):
-            for name in {image, os.path.basename(image)}:
-                self.by_name.setdefault(name, []).append(number)
-        self.by_stem = {}
-        for name, numbers in self.by_name.items():
-            self.by_stem.setdefault(os.path.splitext(name)[0], []).extend(numbers)
+            self.by_path.setdefault(image, number)
+            self.by_name.setdefault(os.path.basename(image), set()).add(number)
+            for stem in {os.path.splitext(name)[0] for name in (image, os.path.basename(image))}:
+                self.by_stem.setdefault(stem, set()).add(number)
 
     def find(self, item):
         """[(Index, number)] of an item."""
-        in_range = re.match(r"(\d{1,12})(?:-(\d{1,12}))?$", item, re.ASCII)
+        if item in self.by_path:
+            return self._one(item, {self.by_path[item]})
         if item in self.by_name:
             return self._one(item, self.by_name[item])
-        if in_range and in_range.group(2) is None:
-            return self._one(item, [self._number(item, in_range.group(1))])
+        in_range = re.match(r"(\d{1,12})(?:-(\d{1,12}))?$", item, re.ASCII)
         if in_range:
-            begin, end = (self._number(item, text) for text in in_range.groups())
-            numbers = range(begin, end + 1) if begin <= end else range(begin, end - 1, -1)
-            return self._usable(item, self.index, numbers, self.has_torso)
+            numbers = self._range(item, *in_range.groups())
+            named = self.by_stem.get(item)
+            if named and named != set(numbers):
+                raise self._refusal(item, "means the image %s and another by number; expected the name with its extension, or, "
+                                    "for the number, %s" % (shown(self.index.images[min(named)]), "%d-%d" % (numbers[0], numbers[0])))
+            return self._one(item, numbers) if len(numbers) == 1 else self._usable(item, self.index, numbers, self.has_torso)
         if item in self.by_stem:
-            return self._one(item, sorted(set(self.by_stem[item])))
+            return self._one(item, self.by_stem[item])
         if os.path.isfile(os.path.join(item, "index.p")):
             other = Index(os.path.join(item, "index.p"))
             return self._usable(item, other, range(len(other.images)), other.has_torso())
         numbers = self._below(item) if item else []
         if not numbers:
-            close = difflib.get_close_matches(item, list(self.by_name), n=1) if len(item) < 200 else ()
+            close = difflib.get_close_matches(item, list(self.by_path) + list(self.by_name), n=1) if len(item) < 200 else ()
             raise self._refusal(item, "expected an image of %s or a folder with an index.p%s" % (
                 self.index.path, "; did you mean %s?" % shown(close[0]) if close else ""))
         return self._usable(item, self.index, numbers, self.has_torso)
+
+    def _range(self, item, begin, end):
+        begin, end = (self._number(item, text) for text in (begin, end or begin))
+        return range(begin, end + 1) if begin <= end else range(begin, end - 1, -1)
 
     def _number(self, item, text):
         if int(text) >= len(self.index.images):
@@ -94,12 +100,13 @@ class _Finder(object):
         return int(text)
 
     def _one(self, item, numbers):
+        number = min(numbers)
         if len(numbers) > 1:
             raise self._refusal(item, "%d images of %s have this name; expected a path such as %s"
-                                % (len(numbers), self.index.path, shown(self.index.images[numbers[0]])))
-        if not self.has_torso[numbers[0]]:
+                                % (len(numbers), self.index.path, shown(self.index.images[number])))
+        if not self.has_torso[number]:
             raise self._refusal(item, "expected an image that shows both hips and both shoulders")
-        return [(self.index, numbers[0])]
+        return [(self.index, number)]
 
     def _below(self, folder):
         """Numbers of the images in a folder, given from that of the index or from the working directory."""
@@ -120,13 +127,14 @@ class _Finder(object):
 
 def unique_labels(images):
     """For each of these paths the stem of its file, made fit for a file name, and different from those before."""
-    labels, taken = [], set()
+    labels, taken, last = [], set(), {}
     for image in images:
         stem = re.sub(r"[^\w.-]+", "_", os.path.splitext(os.path.basename(image))[0], flags=re.ASCII)[:80]
-        label, number = stem, 1
+        label, number = stem, last.get(stem, 1)
         while label in taken:
             number += 1
             label = "%s_%d" % (stem, number)
         taken.add(label)
+        last[stem] = number
         labels.append(label)
     return labels

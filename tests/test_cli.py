@@ -151,8 +151,9 @@ def test_a_finished_training_is_left_alone(trained, tmp_path, capsys):
     assert "nothing left to train" in capsys.readouterr().out and not (tmp_path / "log").exists()
 
 
-def test_a_loss_that_is_not_finite_stops_and_is_not_saved(program, small_config, tmp_path):
-    config = small_config(lr=1e30, lr_decay_begin=50, lr_decay_end=100, ckpt_freq=1)
+@pytest.mark.parametrize("changes", [dict(lr=1e30), dict(lr=1e4, log_freq=1)])  # the first logs nothing that is not finite
+def test_a_loss_that_is_not_finite_stops_and_is_not_saved(program, small_config, tmp_path, changes):
+    config = small_config(lr_decay_begin=50, lr_decay_end=100, ckpt_freq=1, **changes)
     result = program("--config", config)
     assert_one_line(result, "training stopped: ", " in step ", "expected finite")
     saved = tensors(find_checkpoint(str(only_run(tmp_path / "log"))))

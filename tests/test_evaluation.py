@@ -40,13 +40,11 @@ def noisy_pictures(n, size):
 
 
 @pytest.fixture
-def comparison(small_config, graph):
-    """Compares up to 6 pictures of 32 pixels; and the session for it."""
-    config = load_config(small_config(batch_size=6, spatial_size=32))
-    compare = Comparison(config, load_weights("random", config["feature_layers"]))
-    with tf.Session() as session:
-        compare.start(session)
-        yield lambda real, made: compare(session, real, made)
+def comparison(small_config):
+    """Compares up to 6 pictures of 32 pixels."""
+    config = load_config(small_config(batch_size=6, spatial_size=32, precision="mixed"))  # which it must not heed
+    with Comparison(config, load_weights("random", config["feature_layers"])) as compare:
+        yield compare
 
 
 def test_similarities_are_scikit_images(comparison):
@@ -89,8 +87,8 @@ def test_evaluate_without_a_config_prints_and_saves_figures_of_the_whole_split(t
     metrics, folder = evaluate(run, tmp_path / "log")
     out = capsys.readouterr().out
     n = len(index.usable("test"))
-    assert metrics["reconstruction"]["n"] == n and metrics["sampling"]["n"] == 3 * n
-    assert metrics["transfer"]["n"] == len(find_pairs(index)) > n
+    assert metrics["reconstruction"]["n"] == n and metrics["sampling"]["n"] == n
+    assert metrics["transfer"]["n"] == len(find_pairs(index)[0]) > n and metrics["pairs_left_out"] == 0
     for task in ("reconstruction", "transfer"):
         assert -0.1 < metrics[task]["ssim"]["mean"] < 1 and 5 < metrics[task]["psnr"]["mean"] < 40
         assert "%.4g +- %.3g" % (metrics[task]["ssim"]["mean"], metrics[task]["ssim"]["std"]) in out
@@ -135,7 +133,32 @@ def test_a_broken_image_is_named_and_the_rest_goes_on(trained, toy, tmp_path, sm
     assert err.count("left out: ") == 1 and index.images[broken] in err
     assert "left out, as they could not be read: 1 images" in out and len(metrics["left_out"]) == 1
     assert metrics["reconstruction"]["n"] == len(index.usable("test")) - 1
-    assert metrics["transfer"]["n"] == sum(broken not in pair for pair in find_pairs(index).tolist())
+    assert metrics["transfer"]["n"] == sum(broken not in pair for pair in find_pairs(index)[0].tolist())
+
+
+def test_images_that_are_all_broken_end_the_evaluation(trained, tmp_path, small_config, capsys):
+    config = small_config(data_index=make_index(tmp_path))
+    for path in (tmp_path / "images").iterdir():
+        path.unlink()
+    assert main.main(["--mode", "evaluate", "--checkpoint", str(trained[0]), "--config", config,
+                      "--log_dir", str(tmp_path / "log")]) == 2
+    error = capsys.readouterr().err
+    assert "no image of the test split can be read: " in error and not (tmp_path / "log").exists()
+
+
+def test_the_toys_transfer_error_that_cannot_be_had_takes_nothing_else_along(toy, tmp_path, small_config, capsys):
+    """The toy's error needs all of its images; the figures do not."""
+    shutil.copytree(str(toy), str(tmp_path / "data"))
+    index = Index(str(tmp_path / "data" / "index.p"))
+    os.remove(index.image_path(index.usable("test")[0]))
+    config = small_config(data_index=index.path, spatial_size=64, lr_decay_begin=0, lr_decay_end=1, n_filters=2, max_filters=4)
+    whole = small_config("whole.yaml", data_index=str(toy / "index.p"), spatial_size=64, lr_decay_begin=0, lr_decay_end=1,
+                         n_filters=2, max_filters=4)
+    assert main.main(["--config", whole, "--log_dir", str(tmp_path / "train")]) == 0
+    assert "transfer error on held-out people: " in capsys.readouterr().out
+    metrics, _ = evaluate(only_run(tmp_path / "train"), tmp_path / "log", "--config", config)
+    out = capsys.readouterr().out
+    assert "no transfer error on held-out people: " in out and metrics["reconstruction"]["n"] == len(index.usable("test")) - 1
 
 
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path, small_config, graph):
@@ -154,17 +177,19 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path, small_config, 
         def sample(self, session, stick, number):
             return np.zeros(stick.shape, np.float32)
 
-        def __call__(self, session, real, made, metrics=evaluation.METRICS):
+        def __call__(self, real, made, metrics=evaluation.METRICS):
             return {name: np.zeros(len(real), np.float32) for name in metrics}
 
     def peak(n):
         os.makedirs(str(tmp_path / str(n)))
-        index = Index(make_index(tmp_path / str(n), n=n, train=[False] * n))
+        index = Index(make_index(tmp_path / str(n), n=n, train=[False] * n, person=[0] * n))
         stub = Stub()
-        whole = Evaluation(config, index, None, stub, stub, None)
+        whole = Evaluation(config, index, None, stub, stub, lambda: stub, False)
         tracemalloc.start()
         with tqdm(total=n, disable=True) as bar:
             whole.of_images(index.usable("test"), bar)
+            whole.of_pairs(find_pairs(index)[0], bar)
+        assert whole.metrics()["transfer"]["n"] == 10 * n
         assert whole.metrics()["reconstruction"]["n"] == n
         most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
@@ -177,7 +202,7 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path, small_config, 
 
 def test_pairs_of_the_toy_are_all_of_one_person(toy):
     index = Index(str(toy / "index.p"))
-    pairs, people, usable = find_pairs(index), index.extra["person"], set(index.usable("test"))
+    pairs, people, usable = find_pairs(index)[0], index.extra["person"], set(index.usable("test"))
     expected = {(a, b) for a in usable for b in usable if a != b and people[a] == people[b]}
     assert set(map(tuple, pairs.tolist())) == expected and len(pairs) == len(expected)
 
@@ -185,16 +210,23 @@ def test_pairs_of_the_toy_are_all_of_one_person(toy):
 @pytest.mark.parametrize("pairs, expected", [
     ([(2, 3), (3, 2)], [[2, 3], [3, 2]]), (np.array([[3, 2]]), [[3, 2]]), ([], []), (np.zeros((0, 2), int), []),
     ([(0, 3), (2, 4), (2, 3)], [[2, 3]])])  # 0 is for training, 4 has no hip
-def test_pairs_of_the_index_go_first(tmp_path, capsys, pairs, expected):
+def test_pairs_of_the_index_go_first(tmp_path, pairs, expected):
     index = Index(make_index(tmp_path, n=5, train=[True, True, False, False, False], pairs=pairs, person=[0] * 5,
                              joints=[standing()] * 4 + [standing("lhip")]))
-    assert find_pairs(index).tolist() == expected
-    assert ("2 of 3 pairs are left out" in capsys.readouterr().out) == (len(pairs) == 3)
+    found, left_out = find_pairs(index)
+    assert found.tolist() == expected and left_out == len(pairs) - len(expected)
+
+
+def test_of_many_images_of_a_person_each_goes_with_the_next_ten(tmp_path):
+    index = Index(make_index(tmp_path, n=30, train=[False] * 30, person=[0] * 30))
+    found, _ = find_pairs(index)
+    assert len(found) == len({tuple(pair) for pair in found.tolist()}) == 30 * 10
+    assert sorted(found[found[:, 0] == 25, 1].tolist()) == [0, 1, 2, 3, 4, 5, 26, 27, 28, 29]
 
 
 @pytest.mark.parametrize("extra", [
     dict(pairs=[(2, 9)]), dict(pairs=[(-1, 2)]), dict(pairs=[(2, 3, 2)]), dict(pairs=[2, 3]), dict(pairs=7),
-    dict(pairs=[("a", "b")]), dict(pairs=[(2.5, 3)]), dict(pairs=np.zeros((2, 2))), dict(person=[1, 2]), dict(person="abcd"),
+    dict(pairs=[("a", "b")]), dict(pairs=[(2.5, 3)]), dict(pairs=np.zeros((2, 2))), dict(person=[1, 2]), dict(person=[]), dict(person=np.zeros(0, int)), dict(person="abcd"),
     dict(person=[[1], [1], [1], [1]]), dict(person=[1, 1, 10**30, 1])])
 def test_pairs_and_people_that_are_none_are_refused(tmp_path, extra):
     index = Index(make_index(tmp_path, **extra))

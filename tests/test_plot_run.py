@@ -45,5 +45,11 @@ def test_what_is_no_run_is_refused(tmp_path, capsys, content):
     assert error.count("\n") == 1 and "log.txt" in error and "expected the log of a training" in error
 
 
+def test_a_log_without_curves_is_refused(tmp_path, capsys):
+    (tmp_path / "log.txt").write_text("2018-06-18 12:00:00 global_step: 1\n")
+    assert plot_run.main([str(tmp_path), "--out", str(tmp_path / "curves.png")]) == 2
+    assert "no scalars to draw" in capsys.readouterr().err and not (tmp_path / "curves.png").exists()
+
+
 def test_a_training_ends_with_its_result(trained):
     assert np.asarray(Image.open(str(trained[0] / "result.png"))).shape[0] > 300

@@ -22,12 +22,12 @@ from selection import select, unique_labels
 
 @pytest.fixture
 def index(tmp_path):
-    """Images 0 to 5, of which number 4 shows no hip."""
-    names = ["images/a.png", "images/b.png", "more/a.png", "more/c.1.png", "more/d.png", "more/7.png"]
-    joints = [standing(cnose=(0.1 * i, 0.1)) for i in range(6)]
+    """Images 0 to 7, of which number 4 shows no hip."""
+    names = ["images/a.png", "images/b.png", "more/a.png", "more/c.1.png", "more/d.png", "more/7.png", "3.png", "a.png"]
+    joints = [standing(cnose=(0.1 * i, 0.1)) for i in range(8)]
     joints[4] = standing("lhip")
     (tmp_path / "more").mkdir()
-    path = make_index(tmp_path, n=6, joints=joints)
+    path = make_index(tmp_path, n=8, joints=joints)
     for i, name in enumerate(names):
         os.replace(str(tmp_path / ("images/%d.png" % i)), str(tmp_path / name))
     with open(path, "rb") as file:
@@ -40,7 +40,7 @@ def index(tmp_path):
 @pytest.mark.parametrize("items, expected", [
     (["1"], [1]), (["b"], [1]), (["b.png"], [1]), (["images/b.png"], [1]), (["more/a"], [2]), (["c.1"], [3]),
     (["1", "0", "1"], [1, 0, 1]), (["1-3"], [1, 2, 3]), (["3-1"], [3, 2, 1]), (["3-5"], [3, 5]), (["more"], [2, 3, 5]),
-    (["more/", "0"], [2, 3, 5, 0]), (["7.png"], [5])])
+    (["more/", "0"], [2, 3, 5, 0]), (["7.png"], [5]), (["3-3"], [3]), (["3.png"], [6]), (["a.png"], [7]), (["07"], [7])])
 def test_images_are_chosen_by_name_number_range_and_folder(index, items, expected):
     chosen = select(index, items, "--pose")
     assert [round(float(x) * 10) for x in chosen.joints[:, J["cnose"], 0]] == expected
@@ -49,9 +49,10 @@ def test_images_are_chosen_by_name_number_range_and_folder(index, items, expecte
 
 
 @pytest.mark.parametrize("item, words", [
-    ("a", "2 images of .* have this name; expected a path such as images/a.png"), ("6", "expected numbers from 0 to 5"),
-    ("2-6", "expected numbers from 0 to 5"), ("d", "expected an image that shows both hips and both shoulders"),
-    ("4-4", "found none"), ("images/bb.png", "did you mean images/b.png"), ("nowhere", "expected an image of .* or a folder"),
+    ("a", "3 images of .* have this name; expected a path such as images/a.png"), ("8", "expected numbers from 0 to 7"),
+    ("2-8", "expected numbers from 0 to 7"), ("3", "means the image 3.png and another by number; .* 3-3"),
+    ("7", "means the image more/7.png"), ("d", "expected an image that shows both hips and both shoulders"),
+    ("4-4", "expected an image that shows both hips"), ("images/bb.png", "did you mean images/b.png"), ("nowhere", "expected an image of .* or a folder"),
     ("", "expected an image"), ("9" * 30, "expected an image")])
 def test_images_that_are_not_there_are_refused(index, item, words):
     with pytest.raises(UserError, match="^--pose: .*" + words):
@@ -65,6 +66,10 @@ def test_the_folder_of_another_data_set_gives_all_its_people(index, tmp_path):
     chosen = select(index, ["1", str(other)], "--pose")
     assert len(chosen) == 3 and chosen.image_path(2) == str(other / "images" / "2.png")
     np.testing.assert_allclose(chosen.joints[2, J["cnose"]], (0.9, 0.1), rtol=1e-6)
+
+
+def test_many_equal_names_take_no_longer():
+    assert len(set(unique_labels("%d/image.jpg" % i for i in range(50000)))) == 50000
 
 
 def test_labels_are_fit_for_files_and_differ():
@@ -146,6 +151,13 @@ def test_movies_keep_colours_and_odd_sizes(tmp_path):
     write_mp4(str(tmp_path / "a.mp4"), frames, 10, (33, 15))
     gif = Image.open(str(tmp_path / "a.gif"))
     assert gif.n_frames == 5
+    durations = []
+    write_gif(str(tmp_path / "fast.gif"), frames * 3, 35)
+    with Image.open(str(tmp_path / "fast.gif")) as fast:
+        for k in range(15):
+            fast.seek(k)
+            durations.append(fast.info["duration"])
+    assert abs(sum(durations) - 1000 * 15 / 35.0) <= 5
     gif.seek(4)
     assert np.abs(np.asarray(gif.convert("RGB")).astype(int) - frames[4]).max() < 10
     reader = imageio_ffmpeg.read_frames(str(tmp_path / "a.mp4"))

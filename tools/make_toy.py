@@ -259,7 +259,8 @@ def index_joints(pose):
 def is_toy(joints, extra):
     """Whether an index (joints (N, 15, 2) in the order of JOINTS; its other keys) is the toy's, whole and in order."""
     seed, people = extra.get("toy_seed"), extra.get("person")
-    if not isinstance(seed, int) or seed < 0 or not isinstance(people, list) or len(people) != len(joints):
+    if not isinstance(people, list) or len(people) != len(joints) or not all(
+            isinstance(number, int) and 0 <= number < 2**32 for number in [seed] + people):
         return False
     return all(np.array_equal(joints[i], index_joints(make_pose(seed, i))) for i in {0, len(joints) // 2, len(joints) - 1})
 

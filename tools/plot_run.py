@@ -3,14 +3,12 @@
     python tools/plot_run.py log/2018-06-18T12-00-00 log/2018-06-19T12-00-00 --out curves.png
 """
 import argparse
-import glob
 import io
 import os
 import re
 import sys
 
 import numpy as np
-from PIL import Image
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
@@ -21,6 +19,7 @@ from errors import Parser, UserError, reason  # noqa: E402
 PANELS = ("loss", "likelihood_loss", "kl_loss", "kl_weight", "learning_rate", "gradient_norm", "vgg_loss", "gram_loss",
           "images_per_s")
 LOG = ("loss", "likelihood_loss", "kl_loss", "kl_weight", "gradient_norm", "vgg_loss", "gram_loss")
+MOST_PIXELS = 1600  # of a side of the transfers in result.png
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#e377c2", "#7f7f7f")
 
 
@@ -68,6 +67,8 @@ def read_curves(run):
 def save_curves(curves, path):
     """Draws {run: {scalar: (steps, values)}} to a PNG, a panel for each of PANELS that is there. Raises UserError."""
     panels = [panel for panel in PANELS if any(of_panel(of_run, panel) for of_run in curves.values())]
+    if not panels:
+        raise UserError("no scalars to draw in %s; expected the log of a training" % ", ".join(curves))
     figure, axes = make_figure(-(-len(panels) // 3), 3, len(panels))
     for panel, ax in zip(panels, axes):
         draw_panel(ax, panel, curves)
@@ -80,26 +81,28 @@ def save_curves(curves, path):
         raise UserError("%s: cannot be written: %s" % (path, reason(error)))
 
 
-def save_result(run):
-    """Writes result.png into the folder of a Run: its losses and its last transfer grid. Returns its path, or None where
-    there is neither yet.
+def save_result(run, transfers):
+    """Writes result.png into the folder of a Run: its losses and transfers, the last grid (h, w, 3) uint8 or None.
+
+    Returns its path, or None where there is neither yet. Raises UserError.
     """
     try:
         curves = {"": read_curves(run.folder)}
     except UserError:  # nothing was logged yet
         curves = {}
-    grids = sorted(glob.glob(os.path.join(glob.escape(run.folder), "transfer_*.png")))
     panels = [panel for panel in ("loss", "likelihood_loss", "kl_loss") if curves and of_panel(curves[""], panel)]
-    if not panels and not grids:
+    if not panels and transfers is None:
         return None
-    figure, _ = make_figure(max(1, len(panels)), 3 if grids else 1)
-    spec = figure.add_gridspec(max(1, len(panels)), 3 if grids else 1)
+    columns = 1 if transfers is None else 3
+    figure, _ = make_figure(max(1, len(panels)), columns)
+    spec = figure.add_gridspec(max(1, len(panels)), columns)
     for row, panel in enumerate(panels):
         draw_panel(figure.add_subplot(spec[row, 0]), panel, curves)
-    if grids:
+    if transfers is not None:
         ax = figure.add_subplot(spec[:, 1:])
-        ax.imshow(np.asarray(Image.open(grids[-1])))
-        ax.set_title(os.path.basename(grids[-1]), fontsize=10)
+        thinned = -(-len(transfers) // MOST_PIXELS)  # what is not seen here would fill the memory
+        ax.imshow(transfers[::thinned, ::thinned])
+        ax.set_title("transfer", fontsize=10)
         ax.set_axis_off()
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=100)
@@ -109,7 +112,10 @@ def save_result(run):
 
 def make_figure(rows, columns, n=0):
     """(figure, its first n axes) with room for rows x columns panels, without the window system that pyplot would look for."""
-    from matplotlib.figure import Figure  # here, as trainings need it at their end only, and it takes a second
+    try:
+        from matplotlib.figure import Figure  # here, as trainings need it at their end only, and it takes a second
+    except ImportError as error:
+        raise UserError("curves need matplotlib, pip install -r requirements.txt installs it (%s)" % reason(error))
     figure = Figure(figsize=(4 * columns, 3.2 * rows), tight_layout=True)
     return figure, [figure.add_subplot(rows, columns, i + 1) for i in range(n)]
 
