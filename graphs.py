@@ -140,7 +140,7 @@ class Renderer(object):
     def __init__(self, inputs, means, latents, picture, samples, sample_number, quiet):
         self._inputs, self._means, self._latents = inputs, means, latents
         self._picture, self._samples, self._sample_number, self._quiet = picture, samples, sample_number, quiet
-        self.batch_size, self.size = (int(n) for n in inputs.stick.shape[:2])
+        self.batch_size, self.size = inputs.stick.shape.as_list()[:2]
 
     def encode(self, session, parts, has_part):
         """Posterior means of part crops (n, s, s, 24), one array per latent scale."""
