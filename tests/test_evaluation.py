@@ -195,7 +195,7 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path, small_config, 
         tracemalloc.stop()
         return most
 
-    assert peak(400) < 1.3 * peak(60)
+    assert peak(200) < 1.3 * peak(40)
 
 
 # ---------------------------------------------------------------------------------------------- pairs
