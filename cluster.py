@@ -187,7 +187,10 @@ class Pulse(object):
                 try:
                     connection, _ = listener.accept()
                     connection.settimeout(5)
-                    connections[range(len(self._addresses)).index(int(connection.recv(16)))] = connection
+                    number = int(connection.recv(16))
+                    if not 0 < number < len(self._addresses):
+                        raise ValueError("there is no worker %d" % number)
+                    connections[number] = connection
                 except socket.timeout:
                     if time.time() >= end:
                         missing = sorted(set(range(1, len(self._addresses))) - set(connections))

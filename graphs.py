@@ -150,6 +150,10 @@ class Renderer(object):
         """Pictures (n, S, S, 3) of n appearances in n poses."""
         return self._run(session, [self._picture], [self._inputs.stick] + self._latents, [stick] + list(latents))[0]
 
+    def render_one(self, session, latents, stick):
+        """Pictures (n, S, S, 3) of one appearance, latents (1, h, w, c), in n poses."""
+        return self.render(session, [np.repeat(z, len(stick), axis=0) for z in latents], stick)
+
     def sample(self, session, stick, number=0):
         """Pictures (n, S, S, 3) of these poses in appearances from the prior; another number gives others."""
         return self._run(session, [self._samples], [self._inputs.stick], [stick], number)[0]
@@ -157,8 +161,7 @@ class Renderer(object):
     def transfers(self, session, appearances, poses):
         """Every appearance (n Examples) in every pose (m Examples): (n, m, S, S, 3)."""
         latents = self.encode(session, appearances.parts, appearances.has_part)
-        m = len(poses.stick)
-        return np.stack([self.render(session, [np.repeat(z[i:i + 1], m, axis=0) for z in latents], poses.stick)
+        return np.stack([self.render_one(session, [z[i:i + 1] for z in latents], poses.stick)
                          for i in range(len(appearances.parts))])
 
     def _run(self, session, fetches, tensors, arrays, number=0):

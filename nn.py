@@ -36,10 +36,11 @@ class Walk(object):
         self.seed = seed
         self.drops = drop_prob > 0
         self.drop_prob = tf.placeholder_with_default(tf.constant(drop_prob), ())
-        # In steps of 2^-16, of which a random int16 is one.
-        drops = tf.round(self.drop_prob * 2**16)
-        self._drop_threshold = tf.cast(drops - 2**15, tf.int16)
-        self.kept_scale = 1 / (1 - drops / 2**16) if self.drops else 1.0
+        self.kept_scale = 1.0
+        if self.drops:
+            steps = tf.round(self.drop_prob * 2**16)  # of 2^-16: a random int16 is one of as many
+            self._drop_threshold = tf.cast(steps - 2**15, tf.int16)
+            self.kept_scale = 1 / (1 - steps / 2**16)
         # Not a constant, or the graph optimiser would work out all initial weights, and more slowly than the session.
         self.zero = tf.placeholder_with_default(tf.constant(0, tf.int64), ())
         self.noise = tf.placeholder_with_default(1.0, ())
@@ -194,7 +195,7 @@ def _conv(x, kernel, stride):
 def _conv_of_small_map(x, kernel):
     """A 3 x 3 convolution of a map of 1 or 2 pixels either way as one matrix product.
 
-    On such maps, of hundreds of channels, TensorFlow's convolutions are slower by a factor of ten (2.x) to fifty (1.15).
+    On such maps, of hundreds of channels, TensorFlow's convolutions are slower than on others by an order of magnitude.
     """
     h, w, c = x.shape[1:].as_list()
     if h == w == 1:

@@ -133,8 +133,7 @@ def render_poses(session, renderer, latents, joints):
     """
     for start in range(0, len(joints), renderer.batch_size):
         sticks = stick_figures(joints[start:start + renderer.batch_size], renderer.size)
-        repeated = [np.repeat(z, len(sticks), axis=0) for z in latents]
-        for stick, picture in zip(sticks, finite_uint8(renderer.render(session, repeated, sticks))):
+        for stick, picture in zip(sticks, finite_uint8(renderer.render_one(session, latents, sticks))):
             yield stick, picture
 
 
@@ -177,7 +176,6 @@ def animate(options, config):
         raise UserError("--pose: expected an animation of at most %d frames, found %d" % (MOST_FRAMES, n_frames))
     with restored(options, config) as (session, renderer):
         (_, image, latents), = encoded(session, renderer, people, config)
-
         run = start_run(options, config, "animation")
         shown, has_gif = [], n_frames * 3 * size**2 <= MAX_PIXELS  # all of a GIF is held
 

@@ -74,8 +74,8 @@ class _Finder(object):
             numbers = self._range(item, *in_range.groups())
             named = self.by_stem.get(item)
             if named and named != set(numbers):
-                raise self._refusal(item, "means the image %s and another by number; expected the name with its extension, or, "
-                                    "for the number, %s" % (shown(self.index.images[min(named)]), "%d-%d" % (numbers[0], numbers[0])))
+                raise self._refusal(item, "means the image %s and others by number; expected the name with its extension or "
+                                    "numbers such as %d-%d" % (shown(self.index.images[min(named)]), numbers[0], numbers[0]))
             return self._one(item, numbers) if len(numbers) == 1 else self._usable(item, self.index, numbers, self.has_torso)
         if item in self.by_stem:
             return self._one(item, self.by_stem[item])

@@ -50,7 +50,7 @@ def test_images_are_chosen_by_name_number_range_and_folder(index, items, expecte
 
 @pytest.mark.parametrize("item, words", [
     ("a", "3 images of .* have this name; expected a path such as images/a.png"), ("8", "expected numbers from 0 to 7"),
-    ("2-8", "expected numbers from 0 to 7"), ("3", "means the image 3.png and another by number; .* 3-3"),
+    ("2-8", "expected numbers from 0 to 7"), ("3", "means the image 3.png and others by number; .* 3-3"),
     ("7", "means the image more/7.png"), ("d", "expected an image that shows both hips and both shoulders"),
     ("4-4", "expected an image that shows both hips"), ("images/bb.png", "did you mean images/b.png"), ("nowhere", "expected an image of .* or a folder"),
     ("", "expected an image"), ("9" * 30, "expected an image")])

@@ -124,7 +124,8 @@ def benchmark_step(config, options, folder):
             "cores": cpu_count(), "step_s": step, "step_s_quartiles": [float(q) for q in np.percentile(steps, [25, 75])],
             "images_per_s": config["batch_size"] / step, "gflop_per_step": flop / 1e9, "gflop_per_s": flop / 1e9 / step,
             "matrix_product_gflop_per_s": rate, "share_of_matrix_product": flop / 1e9 / step / rate,
-            "share_waiting_for_input": float(np.median(waits)) / step, "peak_memory_gb": memory, "start_to_first_step_s": first, "start_to_end_of_first_step_s": after_first}
+            "share_waiting_for_input": float(np.median(waits)) / step, "peak_memory_gb": memory,
+            "start_to_first_step_s": first, "start_to_end_of_first_step_s": after_first}
 
 
 def timed(session, fetches):

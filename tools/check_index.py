@@ -136,11 +136,11 @@ def suspicions(joints):
     both = {pair: visible[:, J["r" + pair]] & visible[:, J["l" + pair]] for pair in right_of}
     face = visible[:, J["cnose"]] & both["eye"]
     for pair in ("shoulder", "hip"):
-        report_if_most(right_of[pair], face & both[pair], "left and right seem swapped: with %%.0f %%%% of the %%d people whose "
-              "face is seen, the right %s is on the image's right" % pair)
+        report_if_most(right_of[pair], face & both[pair], "left and right seem swapped: with %%.0f %%%% of the %%d people "
+                       "whose face is seen, the right %s is on the image's right" % pair)
     facing = both["shoulder"] & ~right_of["shoulder"]
-    report_if_most(right_of["eye"], face & facing, "the eyes seem swapped: with %.0f %% of the %d people who face the camera, the "
-          "right eye is on the image's right")
+    report_if_most(right_of["eye"], face & facing, "the eyes seem swapped: with %.0f %% of the %d people who face the "
+                   "camera, the right eye is on the image's right")
 
     largest = np.where(visible, joints.max(axis=-1), 0).max(axis=1)
     for number in np.flatnonzero(largest > 1.5)[:MOST_LINES]:
