@@ -37,10 +37,6 @@ class Walk(object):
         self.drops = drop_prob > 0
         self.drop_prob = tf.placeholder_with_default(tf.constant(drop_prob), ())
         self.kept_scale = 1.0
-        if self.drops:
-            steps = tf.round(self.drop_prob * 2**16)  # of 2^-16: a random int16 is one of as many
-            self._drop_threshold = tf.cast(steps - 2**15, tf.int16)
-            self.kept_scale = 1 / (1 - steps / 2**16)
         # Not a constant, or the graph optimiser would work out all initial weights, and more slowly than the session.
         self.zero = tf.placeholder_with_default(tf.constant(0, tf.int64), ())
         self.noise = tf.placeholder_with_default(1.0, ())
@@ -49,6 +45,8 @@ class Walk(object):
         self.assignments = []
         self._scope = None
         self._counts = collections.Counter()
+        if self.drops:
+            self._prepare_dropout()
 
     @contextlib.contextmanager
     def network(self, name):
@@ -78,7 +76,7 @@ class Walk(object):
         """elu(x), of which then a share drop_prob of the values are 0; `kept_scale` times it has the mean of elu(x)."""
         if not self.drops:
             return tf.nn.elu(x)
-        kept = self._random_words(tf.shape(x), "dropout") >= self._drop_threshold
+        kept = self._kept(tf.shape(x))
 
         # The way back needs either the activations or what dropout made of them; here it needs no more than the latter,
         # which the next layer keeps anyway, and the choice as booleans: 0.4 GB less for a step of market.yaml.
@@ -93,13 +91,25 @@ class Walk(object):
             return dropped, gradient
         return drop(x)
 
-    def _random_words(self, shape, kind):
-        """Uniform int16 of this shape. Half the work of 32 random bits per value, which dropout has no use for."""
+    def _prepare_dropout(self):
+        """The threshold that random bytes, which are quicker to draw than floats, will be compared with: each pass draws one
+        of the two next to 256 drop_prob, so that the probability is right.
+        """
+        share = tf.minimum(self.drop_prob, 255 / 256)
+        self.kept_scale = 1 / (1 - share)
+        uniform = tf.random.stateless_uniform((), self._random_key("threshold"))
+        uniform = tf.floor(2**16 * uniform) / 2**16  # or the sum could be rounded up to the next whole number
+        self._drop_threshold = tf.cast(tf.floor(256 * share + uniform) - 128, tf.int8)
+
+    def _kept(self, shape):
+        """Booleans of this shape, each false with probability drop_prob."""
         n = tf.reduce_prod(shape)
         # TensorFlow 1.15 wants limits, which cost a division per word.
         least, most = (None, None) if hasattr(tf.raw_ops, "StatelessRandomUniformFullInt") else (tf.int32.min, tf.int32.max)
-        words = tf.random.stateless_uniform([(n + 1) // 2], self._random_key(kind), minval=least, maxval=most, dtype=tf.int32)
-        return tf.reshape(tf.reshape(tf.bitcast(words, tf.int16), [-1])[:n], shape)
+        words = tf.random.stateless_uniform([(n + 3) // 4], self._random_key("dropout"), minval=least, maxval=most,
+                                            dtype=tf.int32)
+        random_bytes = tf.reshape(tf.bitcast(words, tf.int8), [-1])[:n]
+        return tf.reshape(random_bytes >= self._drop_threshold, shape)
 
     def _random_key(self, kind):
         name = self.name if kind == "noise" or not self.part else "%s of worker %d" % (self.name, self.part)

@@ -85,8 +85,22 @@ def test_dropout_keeps_the_mean_and_drops_the_share(graph):
         half = session.run(y, {walk.drop_prob: 0.5})
     assert abs((values == 0).mean() - 0.25) < 0.01 and abs((half == 0).mean() - 0.5) < 0.01
     np.testing.assert_allclose(values[values > 0], 1 / 0.75, rtol=1e-6)
-    for shift in (1, 2, 3):  # neighbours share a random word
+    for shift in (1, 2, 3, 4):  # neighbours share a random word
         assert abs(np.corrcoef(values[shift:], values[:-shift])[0, 1]) < 0.02
+
+
+@pytest.mark.parametrize("drop_prob", [0.0005, 0.1, 0.999])
+def test_dropout_drops_shares_that_no_byte_has_over_many_steps(graph, drop_prob):
+    step = tf.placeholder(tf.int32, ())
+    walk = nn.Walk("train", step, drop_prob=drop_prob)
+    with walk.network("net"):
+        is_0 = tf.equal(walk.activate(tf.ones((100, 1000))), 0)
+    with tf.Session() as session:
+        shares = [session.run(is_0, {step: i}).mean() for i in range(300)]
+        scale = session.run(walk.kept_scale)
+    expected = min(drop_prob, 255 / 256)
+    assert abs(np.mean(shares) - expected) < 3 / 256 * 0.5 / 300**0.5 + 1e-4 and abs(scale * (1 - expected) - 1) < 1e-5
+    assert np.ptp(shares) < 0.02
 
 
 def test_the_gradient_of_dropout_is_that_of_what_it_computes(graph):
