@@ -196,7 +196,7 @@ class Pulse(object):
                         missing = sorted(set(range(1, len(self._addresses))) - set(connections))
                         raise UserError("worker%s %s did not start within %d s" % (
                             "s"[:len(missing) > 1], ", ".join("%d (%s)" % (i, self._addresses[i]) for i in missing), PATIENCE))
-                except ValueError:
+                except (ValueError, ConnectionError):
                     connection.close()  # a stranger
             for connection in connections.values():
                 connection.sendall(ALIVE)  # all are there
@@ -207,7 +207,9 @@ class Pulse(object):
         while True:
             try:
                 connection = socket.create_connection((host, port), timeout=5)
-                break
+                if connection.getsockname() != connection.getpeername():
+                    break
+                connection.close()  # where nobody listens yet, a connection can find itself
             except OSError:
                 if time.time() >= end:
                     raise

@@ -90,6 +90,11 @@ def load_config(path):
     if not isinstance(given, dict):
         raise UserError("%s: expected a mapping of keys to values, found %s"
                         % (path, "nothing" if given is None else type(given).__name__))
+    return check_config(path, given)
+
+
+def check_config(path, given):
+    """The config with every key of KEYS, of those given; path is where they are from. Raises UserError on the first fault."""
     config = {}
     for key in given:
         if key not in KEYS:

@@ -49,7 +49,7 @@ class Index(object):
             if faults:
                 more = " (and %d more faults: python batches.py %s lists them)" % (len(faults) - 1, path)
                 raise UserError("%s: %s%s" % (path, faults[0], more if len(faults) > 1 else ""))
-        self.path = path
+        self.path, self.allow_outside = path, allow_outside
         self.folder = os.path.dirname(os.path.abspath(path))
         self.images = [str(image) for image in data["imgs"]]
         self.train = np.asarray(data["train"], bool)

@@ -116,9 +116,12 @@ class TrainingGraph(object):
     def _adam(self, config, loss):
         """(the update, whether any worker was told to stop)."""
         adam = optimizer = tf.train.AdamOptimizer(self.learning_rate, ADAM_BETA1, ADAM_BETA2)
-        if config["precision"] == "mixed" and has_gpu():  # float16 needs its loss scaled
+        # Float16 needs its loss scaled, ever more until gradients overflow, which ends that step without an update.
+        self.may_overflow = config["precision"] == "mixed" and has_gpu()
+        if self.may_overflow:
             optimizer = tf.train.experimental.enable_mixed_precision_graph_rewrite(adam)
-        gradients, variables = zip(*optimizer.compute_gradients(loss, self.model_variables))
+        # Not gated, or the graph would have gradients of VGG19's weights, which nobody reads.
+        gradients, variables = zip(*optimizer.compute_gradients(loss, self.model_variables, optimizer.GATE_NONE))
         averages = self.cluster.average(list(gradients) + [self.stop])
         gradients, stopping = averages[:-1], averages[-1] > 0
         # A finite loss can have a gradient that is not; saved weights must never have seen one.

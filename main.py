@@ -39,6 +39,8 @@ from runs import Run, tile, to_uint8, transfer_grid
 from sessions import make_session, set_up_tensorflow
 from tools.plot_run import save_result
 
+MOST_OVERFLOWS = 50  # more than it takes the scale of float16's loss to come down to 1
+
 
 def main(argv=None):
     """Runs one command; returns its exit code: 0, 2 for a user's mistake, 130 or 143 when told to stop."""
@@ -155,18 +157,22 @@ def start(session, graph, saver, checkpoint, retrain, make_init_batch):
             graph.initialise_from_data(session, make_init_batch())
         if retrain:
             graph.restart_schedule(session)
-    graph.synchronise(session)
+    try:
+        graph.synchronise(session)
+    except tf.errors.OpError as error:
+        graph.cluster.explain(error)
+        raise
 
 
 def finish(options, config, index, trainer, stopped_by):
     """The last lines of a training, and result.png."""
     run = trainer.run
+    result = save_result(run, trainer.transfers)
     if stopped_by:
         run.say("to go on: python main.py --config %s --checkpoint %s"
                 % (shlex.quote(options.config), shlex.quote(run.folder)))
     else:
         report_toy(config, index, trainer.load, trainer.session, trainer.graph.renderer, run)
-    result = save_result(run, trainer.transfers)
     run.say("%sthe pictures are in %s%s" % ("" if stopped_by else "done; ", run.folder,
                                             "; curves and last transfers: %s" % result if result else ""))
     run.close()
@@ -180,6 +186,7 @@ class Trainer(object):
         self.load, self.test_batch = load, test_batch
         self.images, self.seconds = 0, 0.0  # trained on since the last log
         self.transfers = None  # the last grid
+        self.overflows = 0  # steps without an update in a row
 
     def train(self, step):
         """Trains from `step` to lr_decay_end, or to a SIGINT or SIGTERM, whose number it returns."""
@@ -226,11 +233,17 @@ class Trainer(object):
                 raise
             saved = "" if self.run is None else " (step %d is saved: %s)" % (step, self.save(step))
             raise UserError("%s%s" % (self.load.failure, saved))
+        self.check(step, scalars)
+        return scalars, batch, stopping or self.graph.cluster.size == 1 and signals.number != 0
+
+    def check(self, step, scalars):
+        """Raises UserError where loss or gradients are not finite, gradients that may overflow only where they do for long."""
+        overflows = self.graph.may_overflow and not math.isfinite(scalars["gradient_norm"])
+        self.overflows = self.overflows + 1 if overflows else 0
         for name in ("loss", "gradient_norm"):
-            if not math.isfinite(scalars[name]):
+            if not math.isfinite(scalars[name]) and (name == "loss" or not 0 < self.overflows < MOST_OVERFLOWS):
                 raise UserError("training stopped: %s is %s in step %d, nothing of it is saved; expected finite numbers"
                                 ", which a lower lr may give" % (name, scalars[name], step + 1))
-        return scalars, batch, stopping or self.graph.cluster.size == 1 and signals.number != 0
 
     def log(self, step, scalars, batch):
         """Scalars, distributions and pictures of the training batch, and of the test batch with the suffix or prefix

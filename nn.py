@@ -24,8 +24,8 @@ class Walk(object):
     name: str, keeps the random numbers of different passes apart.
     step: int scalar (tensor or number); noise and dropout are pure functions of (seed, step, place in the pass).
     seed: int, the run's seed.
-    drop_prob: probability in [0, 1) with which residual blocks drop an activation; where it is above 0, a scalar that can
-    be fed, as is `noise`, the factor of all noise.
+    drop_prob: probability in [0, 1), counted as at most 255/256, with which residual blocks drop an activation; where it
+    is above 0, a scalar that can be fed, as is `noise`, the factor of all noise.
     initialising: whether layers set their g and b from the data they see; the updates gather in `assignments`.
     part: (number, of): this batch is one of several of equal size, whose noise is that of a batch of all of them.
     """

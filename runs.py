@@ -173,9 +173,9 @@ def tile(pictures, columns=None):
 
 
 def transfer_grid(sticks, appearances, cells):
-    """The poses (n, h, w, 3) in the first row, the appearances (n, h, w, 3) in the first column, all uint8.
+    """The poses (m, h, w, 3) in the first row, the appearances (n, h, w, 3) in the first column, all uint8.
 
-    cells (n, n, h, w, 3): cell (i, j) is appearance i in pose j.
+    cells (n, m, h, w, 3): cell (i, j) is appearance i in pose j.
     """
     corner = np.full_like(sticks[:1], 255)
     rows = [np.concatenate([corner, sticks])]

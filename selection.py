@@ -70,7 +70,7 @@ class _Finder(object):
         if item in self.by_name:
             return self._one(item, self.by_name[item])
         in_range = re.match(r"(\d{1,12})(?:-(\d{1,12}))?$", item, re.ASCII)
-        if in_range:
+        if in_range and not (item in self.by_stem and self._is_no_number(item)):
             numbers = self._range(item, *in_range.groups())
             named = self.by_stem.get(item)
             if named and named != set(numbers):
@@ -80,7 +80,7 @@ class _Finder(object):
         if item in self.by_stem:
             return self._one(item, self.by_stem[item])
         if os.path.isfile(os.path.join(item, "index.p")):
-            other = Index(os.path.join(item, "index.p"))
+            other = Index(os.path.join(item, "index.p"), self.index.allow_outside)
             return self._usable(item, other, range(len(other.images)), other.has_torso())
         numbers = self._below(item) if item else []
         if not numbers:
@@ -92,6 +92,9 @@ class _Finder(object):
     def _range(self, item, begin, end):
         begin, end = (self._number(item, text) for text in (begin, end or begin))
         return range(begin, end + 1) if begin <= end else range(begin, end - 1, -1)
+
+    def _is_no_number(self, item):
+        return item.isdigit() and (str(int(item)) != item or int(item) >= len(self.index.images))
 
     def _number(self, item, text):
         if int(text) >= len(self.index.images):

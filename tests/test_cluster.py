@@ -154,6 +154,26 @@ def test_the_launcher_ends_all_when_one_fails(tmp_path):
     assert done.returncode == 7 and time.time() - start < 30
 
 
+def test_the_launcher_leaves_worker_0_the_time_to_save(tmp_path):
+    """It takes 8 s after the signal, the other worker none."""
+    script = """import json, os, signal, sys, time
+def stop(*unused):
+    if number == 0:
+        time.sleep(8)
+        open(sys.argv[1], "w").close()
+    sys.exit(143)
+number = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
+signal.signal(signal.SIGTERM, stop)
+open("%s.%d" % (sys.argv[1], number), "w").close()
+time.sleep(60)"""
+    saved = tmp_path / "saved"
+    launcher = subprocess.Popen(LAUNCH + ["2", "--", sys.executable, "-c", script, str(saved)])
+    while len(list(tmp_path.iterdir())) < 2:
+        time.sleep(0.1)
+    launcher.send_signal(signal.SIGTERM)
+    assert launcher.wait(timeout=60) == 143 and saved.exists()
+
+
 def test_bad_commands_of_the_launcher_are_one_line():
     for options, words in ((["0", "--", "true"], "--workers: expected a whole number from 1 to 1000, found 0"), (["2"], "required: COMMAND"),
                            (["1", "--", "no-such-program"], "no-such-program: cannot be started")):

@@ -48,6 +48,17 @@ def test_images_are_chosen_by_name_number_range_and_folder(index, items, expecte
     assert len(set(chosen.labels)) == len(expected)
 
 
+def test_stems_that_no_number_of_the_index_is_written_as_are_names(tmp_path):
+    path = make_index(tmp_path, n=3)
+    with open(path, "rb") as file:
+        data = pickle.load(file)
+    names = ["images/0002.jpg", "images/12.jpg", "images/1.jpg"]
+    with open(path, "wb") as file:
+        pickle.dump(dict(data, imgs=names), file)
+    chosen = select(Index(path), ["0002", "12", "0", "01"], "--pose")
+    assert [os.path.basename(chosen.image_path(i)) for i in range(4)] == ["0002.jpg", "12.jpg", "0002.jpg", "12.jpg"]
+
+
 @pytest.mark.parametrize("item, words", [
     ("a", "3 images of .* have this name; expected a path such as images/a.png"), ("8", "expected numbers from 0 to 7"),
     ("2-8", "expected numbers from 0 to 7"), ("3", "means the image 3.png and others by number; .* 3-3"),

@@ -4,14 +4,20 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
+from batches import Examples
 from checkpoints import find_checkpoint
+from config import load_config
 from conftest import ROOT
+from deeploss import load_weights
 from errors import UserError
+from graphs import TrainingGraph, placeholders
+from main import MOST_OVERFLOWS, Trainer
 from sessions import has_gpu, session_options
 from tools.benchmark import count_flop
 
@@ -66,6 +72,41 @@ def test_flop_are_counted_from_shapes(graph):
     a, b = tf.zeros((6, 7)), tf.zeros((6, 4))
     assert count_flop(tf.matmul(a, b, transpose_a=True).op) == 2 * 7 * 6 * 4
     assert count_flop(tf.matmul(a[None], b[None], transpose_a=True).op) == 2 * 7 * 6 * 4
+
+
+def test_a_step_computes_no_gradient_of_vgg19s_weights(graph, small_config):
+    config = load_config(small_config())
+    shapes = Examples((16, 16, 3), (16, 16, 3), (8, 8, 24), (8,))
+    training = TrainingGraph(config, placeholders(shapes, 2), shapes, load_weights("random", config["feature_layers"]))
+    todo, seen = [training.update], set()
+    while todo:
+        op = todo.pop()
+        if op not in seen:
+            seen.add(op)
+            todo += [tensor.op for tensor in op.inputs] + list(op.control_inputs)
+    gradients = [op for op in seen if op.type.startswith("Conv2DBackprop") and "vgg19" in op.name]
+    assert gradients and all(op.type == "Conv2DBackpropInput" for op in gradients)
+
+
+def test_gradients_may_overflow_where_the_loss_is_scaled_but_not_forever():
+    trainer = Trainer({}, None, types.SimpleNamespace(may_overflow=True), None, None, None, None)
+    fine, overflow = ({"loss": 1.0, "gradient_norm": norm} for norm in (2.0, float("inf")))
+    for scalars in [overflow] * (MOST_OVERFLOWS - 1) + [fine] + [overflow] * (MOST_OVERFLOWS - 1):
+        trainer.check(0, scalars)
+    with pytest.raises(UserError, match="gradient_norm is inf"):
+        trainer.check(0, overflow)
+    with pytest.raises(UserError, match="loss is nan"):
+        trainer.check(0, {"loss": float("nan"), "gradient_norm": 1.0})
+    trainer.graph.may_overflow = False
+    with pytest.raises(UserError, match="gradient_norm is inf"):
+        trainer.check(0, overflow)
+
+
+def test_the_benchmark_checks_what_is_set(small_config):
+    for given, words in (("precision=mixde", "--set: precision: mixde: expected float32 or mixed"), ("batch_szie=8", "did you mean batch_size")):
+        command = [sys.executable, os.path.join(ROOT, "tools", "benchmark.py"), "input", "--config", small_config(), "--set", given]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=300)
+        assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("what, keys", [

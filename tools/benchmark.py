@@ -30,7 +30,7 @@ with quiet_stderr():
     import tensorflow.compat.v1 as tf
 
 from batches import BatchOrder, Loader, cpu_count, pipeline  # noqa: E402
-from config import load_config  # noqa: E402
+from config import check_config, load_config  # noqa: E402
 from data_index import JOINTS, Index  # noqa: E402
 from deeploss import load_weights  # noqa: E402
 from errors import Parser, UserError, whole_number  # noqa: E402
@@ -50,8 +50,7 @@ def main(argv=None):
             results = compare(options)
         else:
             set_up_tensorflow()
-            config = load_config(options.config)
-            config.update(options.set)
+            config = check_config("--set", dict(load_config(options.config), **options.set))
             with tempfile.TemporaryDirectory() as folder:
                 results = BENCHMARKS[options.what](config, options, folder)
     except UserError as error:
@@ -244,13 +243,13 @@ def compare(options):
                 raise UserError("--against: %s: expected a checkout with tools/benchmark.py" % options.against)
             command = [sys.executable, script, options.what, "--config", os.path.abspath(options.config), "--json",
                        "--steps", str(options.steps)] + options.given
-            done = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
             if done.returncode:
                 raise UserError("the benchmark of %s failed: %s" % (root, done.stderr.strip().split("\n")[-1]))
             runs[name].append(json.loads(done.stdout.strip().split("\n")[-1]))
     results = {}
     for key, value in runs["this"][0].items():
-        if isinstance(value, float):
+        if isinstance(value, float) and key in runs["other"][0]:
             this, other = (float(np.median([run[key] for run in runs[name]])) for name in ("this", "other"))
             results.update({key: this, key + "_other": other, key + "_ratio": this / other})
     return results

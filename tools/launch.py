@@ -44,7 +44,9 @@ def main(argv=None):
     stop.asked = False
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
-    return wait(workers)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+        signal.signal(signal.SIGHUP, stop)
+    return wait(workers, stop)
 
 
 def parse_options(argv):
@@ -103,9 +105,10 @@ def start(command, number, environment):
     n = len(json.loads(environment["TF_CONFIG"])["cluster"]["worker"])
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     share = cores[number * len(cores) // n:(number + 1) * len(cores) // n]
+    on_gpu = environment.get("CUDA_VISIBLE_DEVICES", "").strip() not in ("", "-1")
 
     def settle():
-        if share and "CUDA_VISIBLE_DEVICES" not in environment:
+        if share and not on_gpu:
             os.sched_setaffinity(0, share)
     pipes = {} if number == 0 else dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
     # In a session of its own: Ctrl-C of the terminal is for this process to pass on.
@@ -118,13 +121,16 @@ def start(command, number, environment):
     return worker
 
 
-def wait(workers):
-    """Waits for all to end, and ends all when one has failed; the exit code."""
+def wait(workers, stop):
+    """Waits for all to end, and ends all when one has failed; the exit code.
+
+    Once `stop` has asked them to end, worker 0 takes as long to save as it needs; the others have nothing to save.
+    """
     code, failed_at, told = 0, None, False
     while any(worker.poll() is None for worker in workers):
         time.sleep(0.1)
         codes = [worker.poll() for worker in workers]
-        if failed_at is None and any(codes):
+        if failed_at is None and any(codes) and not stop.asked:
             code, failed_at = next(code for code in codes if code), time.time()
         if failed_at is not None:
             late = time.time() - failed_at
