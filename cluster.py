@@ -187,10 +187,10 @@ class Pulse(object):
                 try:
                     connection, _ = listener.accept()
                     connection.settimeout(5)
-                    number = int(connection.recv(16))
-                    if not 0 < number < len(self._addresses):
-                        raise ValueError("there is no worker %d" % number)
-                    connections[number] = connection
+                    other = int(connection.recv(16))
+                    if not 0 < other < len(self._addresses):
+                        raise ValueError("there is no worker %d" % other)
+                    connections[other] = connection
                 except socket.timeout:
                     if time.time() >= end:
                         missing = sorted(set(range(1, len(self._addresses))) - set(connections))

@@ -240,8 +240,8 @@ class Trainer(object):
         """Raises UserError where loss or gradients are not finite, gradients that may overflow only where they do for long."""
         overflows = self.graph.may_overflow and not math.isfinite(scalars["gradient_norm"])
         self.overflows = self.overflows + 1 if overflows else 0
-        for name in ("loss", "gradient_norm"):
-            if not math.isfinite(scalars[name]) and (name == "loss" or not 0 < self.overflows < MOST_OVERFLOWS):
+        for name in ("loss",) if 0 < self.overflows < MOST_OVERFLOWS else ("loss", "gradient_norm"):
+            if not math.isfinite(scalars[name]):
                 raise UserError("training stopped: %s is %s in step %d, nothing of it is saved; expected finite numbers"
                                 ", which a lower lr may give" % (name, scalars[name], step + 1))
 

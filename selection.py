@@ -70,7 +70,7 @@ class _Finder(object):
         if item in self.by_name:
             return self._one(item, self.by_name[item])
         in_range = re.match(r"(\d{1,12})(?:-(\d{1,12}))?$", item, re.ASCII)
-        if in_range and not (item in self.by_stem and self._is_no_number(item)):
+        if in_range and not (item in self.by_stem and self._is_only_a_name(item)):
             numbers = self._range(item, *in_range.groups())
             named = self.by_stem.get(item)
             if named and named != set(numbers):
@@ -93,7 +93,8 @@ class _Finder(object):
         begin, end = (self._number(item, text) for text in (begin, end or begin))
         return range(begin, end + 1) if begin <= end else range(begin, end - 1, -1)
 
-    def _is_no_number(self, item):
+    def _is_only_a_name(self, item):
+        """Whether digits such as 0002 cannot be meant as the number of an image."""
         return item.isdigit() and (str(int(item)) != item or int(item) >= len(self.index.images))
 
     def _number(self, item, text):

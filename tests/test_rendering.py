@@ -8,6 +8,7 @@ from PIL import Image
 import pytest
 
 import main
+import rendering
 from batches import stick_figure
 from conftest import only_run
 from data_index import J, Index, load_image
@@ -145,6 +146,16 @@ def test_an_animation_is_a_gif_and_an_mp4_of_person_pose_and_result(trained, toy
     assert np.abs(first[:, 16:32] - stick_figure(index.joints[b], 16)).mean() < 8
     frames, seconds = imageio_ffmpeg.count_frames_and_secs(str(folder / "animation.mp4"))
     assert frames == 9 and abs(seconds - 0.45) < 0.06  # 2 x 4 + 1 of 50 ms each
+
+
+def test_an_animation_too_long_for_a_gif_is_an_mp4(trained, toy, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(rendering, "MAX_PIXELS", 16 * 48 * 8)
+    a, b = Index(str(toy / "index.p")).usable("test")[:2]
+    assert main.main(["--mode", "animate", "--checkpoint", str(trained[0]), "--log_dir", str(tmp_path / "log"), "--fps", "20",
+                      "--seconds_per_pose", "0.4", "--appearance", str(a), "--pose", str(b), str(a)]) == 0
+    assert "animation.gif is left out: of 9 frames" in capsys.readouterr().out
+    folder = only_run(tmp_path / "log")
+    assert (folder / "animation.mp4").stat().st_size and not (folder / "animation.gif").exists()
 
 
 def test_joints_move_on_straight_lines_and_are_missing_where_either_end_misses_them():

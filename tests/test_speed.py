@@ -19,7 +19,7 @@ from errors import UserError
 from graphs import TrainingGraph, placeholders
 from main import MOST_OVERFLOWS, Trainer
 from sessions import has_gpu, session_options
-from tools.benchmark import count_flop
+from tools.benchmark import count_flop, needed_by
 from tools.make_toy import make_data_set
 
 IS_TF1 = tf.__version__.startswith("1.")
@@ -83,13 +83,7 @@ def test_a_step_computes_no_gradient_of_vgg19s_weights(graph, small_config):
     config = load_config(small_config())
     shapes = Examples((16, 16, 3), (16, 16, 3), (8, 8, 24), (8,))
     training = TrainingGraph(config, placeholders(shapes, 2), shapes, load_weights("random", config["feature_layers"]))
-    todo, seen = [training.update], set()
-    while todo:
-        op = todo.pop()
-        if op not in seen:
-            seen.add(op)
-            todo += [tensor.op for tensor in op.inputs] + list(op.control_inputs)
-    gradients = [op for op in seen if op.type.startswith("Conv2DBackprop") and "vgg19" in op.name]
+    gradients = [op for op in needed_by(training.update) if op.type.startswith("Conv2DBackprop") and "vgg19" in op.name]
     assert gradients and all(op.type == "Conv2DBackpropInput" for op in gradients)
 
 

@@ -147,15 +147,19 @@ class MatrixProduct(object):
 
 def count_flop(op):
     """Floating-point operations of convolutions and matrix products that running `op` takes, from their shapes."""
-    todo, seen, flop = [op], {op}, 0
+    return sum(_flop_of(needed) for needed in needed_by(op))
+
+
+def needed_by(op):
+    """The set of operations that running `op` runs, itself among them."""
+    todo, seen = [op], {op}
     while todo:
         op = todo.pop()
-        flop += _flop_of(op)
         for before in [tensor.op for tensor in op.inputs] + list(op.control_inputs):
             if before not in seen:
                 seen.add(before)
                 todo.append(before)
-    return flop
+    return seen
 
 
 def _flop_of(op):
