@@ -161,28 +161,47 @@ def _weight_normalised(walk, kind, x, shape, stride=1, scale=1.0):
         V = tf.get_variable("V", shape, initializer=_direction_initializer(walk, name + "/V"))
         g = tf.get_variable("g", (filters,), initializer=tf.ones_initializer())
         b = tf.get_variable("b", (filters,), initializer=tf.zeros_initializer())
+    needed = _centre if kind == "conv2d" and _is_pixel(x) else tf.identity
     if walk.initialising:
-        inverse_norm = tf.rsqrt(_sum_over_inputs(tf.square(V)))
-        return _initialise_from_data(walk, _conv(x, V * (scale * inverse_norm), stride), g, b)
+        return _initialise_from_data(walk, _conv(x, needed(V) * (scale / _norm(V)), tf.zeros_like(b), stride), g, b)
     # Both factors go into the kernel: scaling the activations instead would read and write all of them once more.
-    return tf.nn.bias_add(_conv(x, _normalised_kernel(V, scale * g), stride), b)
+    return _conv(x, _normalised_kernel(V, scale * g, needed), b, stride)
 
 
-@tf.custom_gradient
-def _normalised_kernel(V, g):
-    """g V / |V|; its gradient (Salimans & Kingma 2016, equation 3) in fewer passes over V than TensorFlow's own."""
-    inverse_norm = tf.rsqrt(_sum_over_inputs(tf.square(V)))
-    scale = g * inverse_norm
+def _normalised_kernel(V, g, needed):
+    """The needed part of g V / |V|; its gradient (Salimans & Kingma 2016, equation 3) in fewer passes over V than
+    TensorFlow's own.
+    """
+    @tf.custom_gradient
+    def normalise(V, g):
+        norm = _norm(V)
+        scale = g / norm
 
-    def gradient(upstream):
-        along_V = _sum_over_inputs(upstream * V)
-        return upstream * scale - V * (along_V * scale * tf.square(inverse_norm)), along_V * inverse_norm
-    return V * scale, gradient
+        def gradient(upstream):
+            along_V = tf.reduce_sum(upstream * needed(V), axis=_inputs(V)) / norm
+            edges = [[(whole - part) // 2] * 2 for whole, part in zip(V.shape.as_list(), upstream.shape.as_list())]
+            return tf.pad(upstream * scale, edges) - V * (along_V * scale / norm), along_V
+        return needed(V) * scale, gradient
+    return normalise(V, g)
 
 
-def _sum_over_inputs(kernel):
-    """Sums over all but the last axis, that of the filters."""
-    return tf.reduce_sum(kernel, axis=list(range(kernel.shape.ndims - 1)))
+def _centre(kernel):
+    """Of a 3 x 3 kernel the only part that matters to a map of one pixel, (1, 1, c, filters)."""
+    return kernel[1:2, 1:2]
+
+
+def _is_pixel(x):
+    return x.shape[1] == x.shape[2] == 1
+
+
+def _norm(V):
+    """L2 norms of the filters of a kernel, (filters,)."""
+    return tf.math.reduce_euclidean_norm(V, axis=_inputs(V))
+
+
+def _inputs(kernel):
+    """All axes but the last, that of the filters."""
+    return list(range(kernel.shape.ndims - 1))
 
 
 def _initialise_from_data(walk, t, g, b):
@@ -194,38 +213,38 @@ def _initialise_from_data(walk, t, g, b):
     return t * scale + shift
 
 
-def _conv(x, kernel, stride):
-    if kernel.shape.ndims == 2:
-        return _times(x, kernel)
+def _conv(x, kernel, bias, stride):
+    if kernel.shape.ndims == 2 or _is_pixel(x):
+        return _times(x, tf.reshape(kernel, kernel.shape[-2:]), bias)
     if stride == 1 and x.shape[1] <= 2 and x.shape[2] <= 2:
-        return _conv_of_small_map(x, kernel)
-    return tf.nn.conv2d(x, kernel, strides=[1, stride, stride, 1], padding="SAME")
+        return _conv_of_small_map(x, kernel, bias)
+    return tf.nn.bias_add(tf.nn.conv2d(x, kernel, strides=[1, stride, stride, 1], padding="SAME"), bias)
 
 
-def _conv_of_small_map(x, kernel):
+def _conv_of_small_map(x, kernel, bias):
     """A 3 x 3 convolution of a map of 1 or 2 pixels either way as one matrix product.
 
     On such maps, of hundreds of channels, TensorFlow's convolutions are slower than on others by an order of magnitude.
     """
     h, w, c = x.shape[1:].as_list()
-    if h == w == 1:
-        return _times(x, kernel[1, 1])
     # Which pixels lie around each, as a matrix: (h w) x 9 neighbours, of which those beyond the edges are none.
     around = np.zeros((h, w, 3, 3, h, w), np.float32)
     for i, j, k, l in np.ndindex(h, w, h, w):
         if abs(k - i) <= 1 and abs(l - j) <= 1:
             around[i, j, k - i + 1, l - j + 1, k, l] = 1
     neighbours = tf.matmul(around.reshape(1, 9 * h * w, h * w), tf.reshape(x, (-1, h * w, c)))
-    return _times(tf.reshape(neighbours, (-1, h, w, 9 * c)), tf.reshape(kernel, (9 * c, int(kernel.shape[-1]))))
+    return _times(tf.reshape(neighbours, (-1, h, w, 9 * c)), tf.reshape(kernel, (9 * c, int(kernel.shape[-1]))), bias)
 
 
-def _times(x, kernel):
-    """The channels of every pixel, x (N, h, w, c), times a kernel (c, filters): (N, h, w, filters).
+def _times(x, kernel, bias):
+    """The channels of every pixel, x (N, h, w, c), times a kernel (c, filters), plus a bias: (N, h, w, filters).
 
     As a matrix product: the gradients of TensorFlow's 1 x 1 convolutions take longer.
     """
     h, w, c = x.shape[1:].as_list()
-    return tf.reshape(tf.matmul(tf.reshape(x, (-1, c)), kernel), (-1, h, w, int(kernel.shape[-1])))
+    pixels = tf.matmul(tf.reshape(x, (-1, c)), kernel)
+    # Before the change of shape, across which TensorFlow does not fuse it into the product.
+    return tf.reshape(tf.nn.bias_add(pixels, bias), (-1, h, w, int(kernel.shape[-1])))
 
 
 def _direction_initializer(walk, place):

@@ -128,31 +128,26 @@ def test_a_residual_block_with_dropout_has_the_mean_of_one_without(graph):
     assert np.abs(dropped.mean(axis=0) - whole[0]).max() < 0.05 * whole.std() and dropped.std(axis=0).min() > 0.1 * whole.std()
 
 
-@pytest.mark.parametrize("h, w", [(1, 1), (2, 2), (1, 2), (2, 1)])
-def test_convolutions_of_small_maps_are_convolutions(graph, h, w):
+@pytest.mark.parametrize("layer, h, w", [(nn.nin, 3, 2)] + [(nn.conv2d, h, w) for h, w in ((1, 1), (2, 2), (1, 2), (2, 1), (4, 3))])
+def test_layers_are_weight_normalised_convolutions(graph, layer, h, w):
     random = np.random.RandomState(0)
-    x, kernel, weights = (tf.constant(random.normal(size=shape), tf.float32)
-                          for shape in ((2, h, w, 5), (3, 3, 5, 4), (2, h, w, 4)))
-    results = []
-    for y in (nn._conv(x, kernel, 1), tf.nn.conv2d(x, kernel, strides=[1, 1, 1, 1], padding="SAME")):
-        results.append([y] + tf.gradients(tf.reduce_sum(weights * y), [x, kernel]))
-    assert results[0][0].op.type == "Reshape" and results[0][0].shape.as_list() == [2, h, w, 4]
+    walk = nn.Walk("train")
+    x, weights = (tf.constant(random.normal(size=(2, h, w, c)), tf.float32) for c in (5, 4))
+    with walk.network("net"):
+        y = layer(walk, x, 4)
+    variables = tf.trainable_variables()
+    V, g, b = variables
+    kernel = V if layer is nn.conv2d else tf.reshape(V, (1, 1, 5, 4))
+    plain = g * tf.nn.conv2d(x, kernel / tf.sqrt(tf.reduce_sum(tf.square(kernel), axis=[0, 1, 2])), strides=[1, 1, 1, 1],
+                             padding="SAME") + b
+    assert y.shape.as_list() == [2, h, w, 4]
+    # As the products they are to be on maps so small, not as TensorFlow's convolutions.
+    assert (y.op.type == "Reshape") == (layer is nn.nin or max(h, w) <= 2)
+    results = [[y] + tf.gradients(tf.reduce_sum(weights * y), [x] + variables) for y in (y, plain)]
     with tf.Session() as session:
+        session.run([variable.assign(random.uniform(0.5, 2, variable.shape)) for variable in variables])
         for found, expected in zip(*session.run(results)):
-            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("shape", [(3, 3, 5, 4), (6, 4)])
-def test_the_gradient_of_normalised_kernels_is_tensorflows_own(graph, shape):
-    random = np.random.RandomState(0)
-    V, weights = (tf.constant(random.normal(size=shape), tf.float32) for _ in range(2))
-    g = tf.constant(random.uniform(0.5, 2, shape[-1]), tf.float32)
-    plain = g * V / tf.sqrt(tf.reduce_sum(tf.square(V), axis=list(range(len(shape) - 1))))
-    results = [[kernel] + tf.gradients(tf.reduce_sum(weights * kernel), [V, g])
-               for kernel in (nn._normalised_kernel(V, g), plain)]
-    with tf.Session() as session:
-        for found, expected in zip(*session.run(results)):
-            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_dropout_and_noise_can_be_fed_away(graph):

@@ -39,7 +39,9 @@ def test_mixed_precision_that_cannot_be_had_is_refused():
 
 @pytest.mark.skipif(IS_TF1 and not has_gpu(), reason="TensorFlow 1.15 has mixed precision on GPUs only")
 def test_mixed_precision_trains_the_toy_as_float32_does(program, tmp_path):
-    """In a part of toy.yaml's steps: the same transfer error within what other rounding makes of it."""
+    """In a part of toy.yaml's steps: the same transfer error within what other rounding makes of it, which after so few
+    steps is much: with other seeds float32 reached 0.40 to 0.45, mixed 0.43 to 0.45.
+    """
     make_data_set(str(tmp_path / "toy"), n_train=300, n_test=40, seed=0)
     config = dict(load_config(os.path.join(ROOT, "toy.yaml")), data_index=str(tmp_path / "toy" / "index.p"), lr_decay_begin=120,
                   lr_decay_end=240, log_freq=1000, ckpt_freq=1000, test_freq=1000)
@@ -51,8 +53,8 @@ def test_mixed_precision_trains_the_toy_as_float32_does(program, tmp_path):
         errors[precision], of_the_mean = map(float, re.search(
             r"held-out people: ([0-9.]+); of the mean training appearance: ([0-9.]+)", result.stdout).groups())
         assert all(value.dtype in (np.float32, np.int32) for value in saved(tmp_path / precision).values())
-    assert errors["float32"] < 0.9 * of_the_mean, errors  # it has learnt something
-    assert abs(errors["mixed"] / errors["float32"] - 1) < 0.1, errors
+    assert max(errors.values()) < 0.93 * of_the_mean, errors  # both have learnt something
+    assert abs(errors["mixed"] / errors["float32"] - 1) < 0.2, errors
 
 
 @pytest.mark.skipif(IS_TF1 and not has_gpu(), reason="TensorFlow 1.15 compiles for GPUs only, here")
