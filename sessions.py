@@ -8,7 +8,8 @@ from batches import cpu_count
 from errors import UserError
 from quiet import quiet_stderr
 
-MALLOPT = {"M_TRIM_THRESHOLD": -1, "M_MMAP_MAX": -4, "M_ARENA_MAX": -8}  # malloc.h
+# As in malloc.h: M_MMAP_MAX, M_TRIM_THRESHOLD (-1: never) and M_ARENA_MAX.
+MALLOC_OPTIONS = ((-4, 0), (-1, -1), (-8, 1))
 
 
 def set_up_tensorflow():
@@ -16,20 +17,19 @@ def set_up_tensorflow():
     tf.logging.set_verbosity(tf.logging.ERROR)
     tf.disable_eager_execution()
     tf.enable_resource_variables()
-    if tf.__version__.startswith("1."):
-        _keep_freed_memory()
+    _keep_freed_memory()
 
 
 def _keep_freed_memory():
-    """Has glibc reuse the memory of freed tensors: else it returns large ones to the system after each operation, which
-    takes TensorFlow 1 a fifth of a step on CPUs. TensorFlow 2 keeps memory itself.
+    """Has glibc reuse the memory of freed arrays and tensors. By default it returns large ones to the system, which hands out
+    zeroed pages anew: a fifth of TensorFlow 1.15's step on CPUs, and a quarter of the input pipeline's time.
     """
     try:
         set_option = ctypes.CDLL(None).mallopt
     except (AttributeError, TypeError, OSError):
         return  # another C library
-    for name, value in (("M_MMAP_MAX", 0), ("M_TRIM_THRESHOLD", -1), ("M_ARENA_MAX", 1)):
-        set_option(MALLOPT[name], value)
+    for option, value in MALLOC_OPTIONS:
+        set_option(option, value)
 
 
 def make_session(config, cluster=None):
