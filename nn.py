@@ -161,7 +161,7 @@ def _weight_normalised(walk, kind, x, shape, stride=1, scale=1.0):
         V = tf.get_variable("V", shape, initializer=_direction_initializer(walk, name + "/V"))
         g = tf.get_variable("g", (filters,), initializer=tf.ones_initializer())
         b = tf.get_variable("b", (filters,), initializer=tf.zeros_initializer())
-    needed = _centre if kind == "conv2d" and _is_pixel(x) else tf.identity
+    needed = _centre if kind == "conv2d" and x.shape[1] == x.shape[2] == 1 else tf.identity
     if walk.initialising:
         return _initialise_from_data(walk, _conv(x, needed(V) * (scale / _norm(V)), tf.zeros_like(b), stride), g, b)
     # Both factors go into the kernel: scaling the activations instead would read and write all of them once more.
@@ -190,10 +190,6 @@ def _centre(kernel):
     return kernel[1:2, 1:2]
 
 
-def _is_pixel(x):
-    return x.shape[1] == x.shape[2] == 1
-
-
 def _norm(V):
     """L2 norms of the filters of a kernel, (filters,)."""
     return tf.math.reduce_euclidean_norm(V, axis=_inputs(V))
@@ -214,7 +210,7 @@ def _initialise_from_data(walk, t, g, b):
 
 
 def _conv(x, kernel, bias, stride):
-    if kernel.shape.ndims == 2 or _is_pixel(x):
+    if kernel.shape.ndims == 2 or kernel.shape[0] == 1:
         return _times(x, tf.reshape(kernel, kernel.shape[-2:]), bias)
     if stride == 1 and x.shape[1] <= 2 and x.shape[2] <= 2:
         return _conv_of_small_map(x, kernel, bias)

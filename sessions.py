@@ -22,7 +22,7 @@ def set_up_tensorflow():
 
 def _keep_freed_memory():
     """Has glibc reuse the memory of freed arrays and tensors. By default it returns large ones to the system, which hands out
-    zeroed pages anew: a fifth of TensorFlow 1.15's step on CPUs, and a quarter of the input pipeline's time.
+    zeroed pages anew: up to a fifth of TensorFlow 1.15's step on CPUs, and a quarter of the input pipeline's time at 256 pixels.
     """
     try:
         set_option = ctypes.CDLL(None).mallopt

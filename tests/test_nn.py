@@ -128,6 +128,35 @@ def test_a_residual_block_with_dropout_has_the_mean_of_one_without(graph):
     assert np.abs(dropped.mean(axis=0) - whole[0]).max() < 0.05 * whole.std() and dropped.std(axis=0).min() > 0.1 * whole.std()
 
 
+@pytest.mark.parametrize("h, w", [(1, 1), (2, 2), (1, 2), (2, 1)])
+def test_convolutions_of_small_maps_are_convolutions(graph, h, w):
+    random = np.random.RandomState(0)
+    x, kernel, weights = (tf.constant(random.normal(size=shape), tf.float32)
+                          for shape in ((2, h, w, 5), (3, 3, 5, 4), (2, h, w, 4)))
+    needed = nn._centre(kernel) if h == w == 1 else kernel
+    results = []
+    for y in (nn._conv(x, needed, tf.zeros((4,)), 1), tf.nn.conv2d(x, kernel, strides=[1, 1, 1, 1], padding="SAME")):
+        results.append([y] + tf.gradients(tf.reduce_sum(weights * y), [x, kernel]))
+    assert results[0][0].op.type == "Reshape" and results[0][0].shape.as_list() == [2, h, w, 4]
+    with tf.Session() as session:
+        for found, expected in zip(*session.run(results)):
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape, needed", [((3, 3, 5, 4), tf.identity), ((6, 4), tf.identity), ((3, 3, 5, 4), nn._centre)])
+def test_the_gradient_of_normalised_kernels_is_tensorflows_own(graph, shape, needed):
+    random = np.random.RandomState(0)
+    V = tf.constant(random.normal(size=shape), tf.float32)
+    g = tf.constant(random.uniform(0.5, 2, shape[-1]), tf.float32)
+    plain = needed(g * V / tf.sqrt(tf.reduce_sum(tf.square(V), axis=list(range(len(shape) - 1)))))
+    weights = tf.constant(random.normal(size=plain.shape.as_list()), tf.float32)
+    results = [[kernel] + tf.gradients(tf.reduce_sum(weights * kernel), [V, g])
+               for kernel in (nn._normalised_kernel(V, g, needed), plain)]
+    with tf.Session() as session:
+        for found, expected in zip(*session.run(results)):
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("layer, h, w", [(nn.nin, 3, 2)] + [(nn.conv2d, h, w) for h, w in ((1, 1), (2, 2), (1, 2), (2, 1), (4, 3))])
 def test_layers_are_weight_normalised_convolutions(graph, layer, h, w):
     random = np.random.RandomState(0)
