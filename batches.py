@@ -12,19 +12,19 @@ Pictures and crops travel as uint8, a quarter of the bytes, and become float32 i
 import collections
 import functools
 import multiprocessing.pool
-import os
 import sys
 
 import cv2
 import numpy as np
 
-from quiet import quiet_stderr
+from common.console import quiet_stderr
 
 with quiet_stderr():  # TensorFlow greets on stderr while it is imported
     import tensorflow.compat.v1 as tf
 
 from data_index import J, TORSO, is_visible, load_image
-from errors import UserError
+from common.errors import UserError
+from common.machine import cpu_count
 
 LIMBS = (("ankle", "knee"), ("knee", "hip"), ("hip", "shoulder"), ("shoulder", "elbow"), ("elbow", "wrist"))
 RIGHT_LIMBS, LEFT_LIMBS = ([(J[side + a], J[side + b]) for a, b in LIMBS] for side in "rl")
@@ -244,11 +244,6 @@ def to_float(examples):
     image, stick, parts = [tf.cast(x, tf.float32) / 127.5 - 1 for x in examples[:3]]
     has_part = tf.repeat(tf.cast(examples.has_part, tf.float32), 3, axis=-1)  # (N, 24)
     return Examples(image, stick, parts * has_part[:, tf.newaxis, tf.newaxis], examples.has_part)
-
-
-def cpu_count():
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import re
 
 import tensorflow.compat.v1 as tf
 
-from errors import UserError, reason
+from common.errors import UserError, reason
 
 KEPT = 5
 # What TensorFlow's readers raise on damaged files, differently by version.

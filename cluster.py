@@ -24,9 +24,9 @@ import time
 
 import tensorflow.compat.v1 as tf
 
-from errors import UserError, reason, shown
-from quiet import quiet_stderr
-from sessions import has_gpu, session_options
+from common.errors import UserError, reason, shown
+from common.console import quiet_stderr
+from common.machine import has_gpu, session_options
 
 BEAT = 2.0  # seconds between two signs of life
 SILENCE = 30.0  # seconds without one after which a worker is given up

@@ -6,7 +6,7 @@ import re
 import yaml
 
 from deeploss import LAYERS, smallest_picture
-from errors import UserError, reason, shown
+from common.errors import UserError, reason, shown
 
 MAX_LENGTH = 100000  # characters of a file; what YAML makes of long numbers takes long
 

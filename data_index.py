@@ -13,7 +13,7 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps
 
-from errors import UserError, reason, shown
+from common.errors import UserError, reason, shown
 from unpickling import load_plain
 
 JOINTS = ("rankle", "rknee", "rhip", "rshoulder", "relbow", "rwrist", "reye",

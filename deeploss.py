@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from errors import UserError, reason
+from common.errors import UserError, reason
 
 # (block, convolutions, filters) of VGG19 (Simonyan & Zisserman 2015, table 1, column E); a pooling ends each block.
 BLOCKS = ((1, 2, 64), (2, 2, 128), (3, 4, 256), (4, 4, 512), (5, 4, 512))

@@ -8,15 +8,15 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from tqdm import tqdm
 
-from batches import Examples, Loader, cpu_count
+from batches import Examples, Loader
 from checkpoints import Checkpoint
 from data_index import is_list
 from deeploss import PerceptualLoss, load_weights
-from errors import UserError, shown
-from quiet import progress_bar
+from common.machine import cpu_count, make_session
+from common.errors import UserError, shown
+from common.console import progress_bar
 from rendering import finite_uint8, open_index, restored, start_run
 from selection import unique_labels
-from sessions import make_session
 from tools import make_toy
 
 METRICS = ("ssim", "psnr", "mae", "perceptual_loss")

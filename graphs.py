@@ -7,7 +7,7 @@ from cluster import Alone
 from deeploss import PerceptualLoss
 from models import VUNet, kl_divergence
 from nn import Walk
-from sessions import has_gpu
+from common.machine import has_gpu
 
 ADAM_BETA1, ADAM_BETA2 = 0.5, 0.9
 KL_WEIGHT_BEGIN = 1e-6

@@ -20,7 +20,7 @@ import signal
 import sys
 import time
 
-from quiet import progress_bar, quiet_stderr
+from common.console import progress_bar, quiet_stderr
 
 with quiet_stderr():  # TensorFlow greets on stderr while it is imported
     import tensorflow.compat.v1 as tf
@@ -31,12 +31,12 @@ from cluster import join_cluster
 from config import load_config
 from data_index import Index
 from deeploss import load_weights
-from errors import Parser, UserError, number_above_0, reason, whole_number
+from common.errors import Parser, UserError, number_above_0, reason, whole_number
 from evaluation import evaluate, report_toy
 from graphs import TrainingGraph
 from rendering import animate, sample, transfer
 from runs import Run, tile, to_uint8, transfer_grid
-from sessions import make_session, set_up_tensorflow
+from common.machine import make_session, set_up_tensorflow
 from tools.plot_run import save_result
 
 MOST_OVERFLOWS = 50  # more than it takes the scale of float16's loss to come down to 1

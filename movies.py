@@ -2,7 +2,7 @@
 import numpy as np
 from PIL import Image
 
-from errors import UserError, reason
+from common.errors import UserError, reason
 
 
 def write_mp4(path, frames, fps, size):

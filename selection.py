@@ -11,7 +11,7 @@ import re
 import numpy as np
 
 from data_index import Index
-from errors import UserError, shown
+from common.errors import UserError, shown
 
 MOST_CHOSEN = 100000
 

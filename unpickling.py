@@ -12,7 +12,7 @@ import sys
 
 import numpy as np
 
-from errors import UserError, reason
+from common.errors import UserError, reason
 
 # Plain types, of numbers, text and bytes; no structures, no pointers except "O", whose elements are pickled themselves.
 PLAIN_KINDS = "biufcSUO"

@@ -9,7 +9,7 @@ import yaml
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from quiet import quiet_stderr  # noqa: E402
+from common.console import quiet_stderr  # noqa: E402
 
 with quiet_stderr():
     import tensorflow.compat.v1 as tf

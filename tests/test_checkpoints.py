@@ -9,7 +9,7 @@ import tensorflow.compat.v1 as tf
 from batches import Examples
 from checkpoints import Checkpoint, CheckpointSaver, find_checkpoint
 from config import load_config
-from errors import UserError
+from common.errors import UserError
 from graphs import TrainingGraph, make_renderer, placeholders
 
 HERE = os.path.dirname(os.path.abspath(__file__))

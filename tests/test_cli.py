@@ -16,7 +16,7 @@ from batches import BatchOrder
 from data_index import Index
 from checkpoints import CheckpointSaver, find_checkpoint
 from config import load_config
-from errors import UserError
+from common.errors import UserError
 from runs import Run
 
 from conftest import ROOT, only_run

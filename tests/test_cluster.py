@@ -16,7 +16,7 @@ from batches import BatchOrder
 from checkpoints import Checkpoint, find_checkpoint
 from cluster import read_tf_config
 from conftest import ROOT
-from errors import UserError
+from common.errors import UserError
 from tools.launch import free_ports
 
 TINY = dict(spatial_size=8, drop_prob=0.0)  # what is tested here takes processes, not networks

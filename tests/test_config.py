@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from config import KEYS, dump_config, load_config
-from errors import UserError
+from common.errors import UserError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PUBLISHED = ["market", "market_retrain", "deepfashion", "deepfashion_retrain", "coco", "coco_retrain"]

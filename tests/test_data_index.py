@@ -5,7 +5,7 @@ import pytest
 
 import data_index
 from data_index import JOINTS, Index, index_faults, load_image
-from errors import UserError
+from common.errors import UserError
 from people import make_index, standing
 
 

@@ -4,7 +4,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import deeploss
-from errors import UserError
+from common.errors import UserError
 
 LAYERS = ["input_1", "block1_conv1", "block2_conv2"]
 

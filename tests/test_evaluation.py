@@ -17,7 +17,7 @@ from config import load_config
 from conftest import only_run
 from data_index import Index, load_image
 from deeploss import PerceptualLoss, load_weights
-from errors import UserError
+from common.errors import UserError
 from evaluation import Comparison, Evaluation, find_pairs
 from people import make_index, standing
 

@@ -14,7 +14,7 @@ import batches
 from config import load_config
 from conftest import SMALL
 from data_index import JOINTS, Index, load_image
-from errors import UserError
+from common.errors import UserError
 from people import standing
 from tools.check_index import suspicions
 

@@ -12,7 +12,7 @@ import rendering
 from batches import stick_figure
 from conftest import only_run
 from data_index import J, Index, load_image
-from errors import UserError
+from common.errors import UserError
 from movies import write_gif, write_mp4
 from people import make_index, standing
 from rendering import interpolate

@@ -15,10 +15,10 @@ from checkpoints import find_checkpoint
 from config import dump_config, load_config
 from conftest import ROOT, only_run
 from deeploss import load_weights
-from errors import UserError
+from common.errors import UserError
 from graphs import TrainingGraph, placeholders
 from main import MOST_OVERFLOWS, Trainer
-from sessions import has_gpu, session_options
+from common.machine import has_gpu, session_options
 from tools.benchmark import count_flop, needed_by
 from tools.make_toy import make_data_set
 

@@ -11,7 +11,7 @@ import zlib
 import numpy as np
 import pytest
 
-from errors import UserError
+from common.errors import UserError
 import unpickling
 from unpickling import load_plain
 

@@ -24,18 +24,18 @@ sys.path.insert(0, ROOT)
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from quiet import quiet_stderr  # noqa: E402
+from common.console import quiet_stderr  # noqa: E402
 
 with quiet_stderr():
     import tensorflow.compat.v1 as tf
 
-from batches import BatchOrder, Loader, cpu_count, pipeline  # noqa: E402
+from batches import BatchOrder, Loader, pipeline  # noqa: E402
 from config import check_config, load_config  # noqa: E402
 from data_index import JOINTS, Index  # noqa: E402
 from deeploss import load_weights  # noqa: E402
-from errors import Parser, UserError, whole_number  # noqa: E402
+from common.errors import Parser, UserError, whole_number  # noqa: E402
 from graphs import TrainingGraph  # noqa: E402
-from sessions import make_session, set_up_tensorflow  # noqa: E402
+from common.machine import cpu_count, make_session, set_up_tensorflow  # noqa: E402
 
 MATRIX_SIZE = 4096
 # Somebody standing upright: where the joints of made-up people are, give or take.

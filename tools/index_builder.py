@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from data_index import TORSO, is_visible
-from errors import UserError, reason, shown
-from quiet import progress_bar
+from common.errors import UserError, reason, shown
+from common.console import progress_bar
 
 MARGIN = 0.15  # of the longer side of a person's box, on each side
 # All that a data set of this tool consists of; a folder that holds anything else is never replaced.

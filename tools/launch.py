@@ -17,7 +17,7 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from errors import Parser, UserError, whole_number  # noqa: E402
+from common.errors import Parser, UserError, whole_number  # noqa: E402
 
 BY_THEMSELVES = 5.0  # seconds in which the workers notice that one has failed
 TO_SAVE = 20.0  # seconds from SIGTERM to SIGKILL

@@ -15,7 +15,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from errors import Parser, UserError, whole_number  # noqa: E402
+from common.errors import Parser, UserError, whole_number  # noqa: E402
 from tools import coco, openpose, photos  # noqa: E402
 from tools.index_builder import IndexBuilder  # noqa: E402
 

@@ -4,8 +4,8 @@ import os
 import numpy as np
 
 from data_index import read_image
-from errors import UserError, reason, shown
-from quiet import quiet_stderr
+from common.errors import UserError, reason, shown
+from common.console import quiet_stderr
 from tools.index_builder import cut_square, files_below, square_around, with_progress
 
 # The landmarks of MediaPipe that are kept, by their number there; left and right are the person's own.

@@ -13,7 +13,7 @@ import numpy as np
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from errors import Parser, UserError, reason  # noqa: E402
+from common.errors import Parser, UserError, reason  # noqa: E402
 
 # The panels: a scalar each, or those of its name with a number; LOG of them on a logarithmic axis.
 PANELS = ("loss", "likelihood_loss", "kl_loss", "kl_weight", "learning_rate", "gradient_norm", "vgg_loss", "gram_loss",

@@ -4,9 +4,8 @@ import os
 
 import tensorflow.compat.v1 as tf
 
-from batches import cpu_count
-from errors import UserError
-from quiet import quiet_stderr
+from common.console import quiet_stderr
+from common.errors import UserError
 
 # As in malloc.h: M_MMAP_MAX, M_TRIM_THRESHOLD (-1: never) and M_ARENA_MAX.
 MALLOC_OPTIONS = ((-4, 0), (-1, -1), (-8, 1))
@@ -68,3 +67,8 @@ def has_gpu():
     """Whether TensorFlow finds a GPU that it can use."""
     with quiet_stderr():
         return bool(tf.config.experimental.list_physical_devices("GPU"))
+
+
+def cpu_count():
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
