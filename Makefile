@@ -33,7 +33,7 @@ toy-gif: $(READY) data/toy/index.p
 test: $(READY_TO_TEST)
 	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadgroup tests
 
-data/toy/index.p: tools/make_toy.py | $(READY)
+data/toy/index.p: tools/make_toy.py dataset/toy.py | $(READY)
 	$(VENV)/bin/python tools/make_toy.py --out data/toy
 
 $(READY_TO_TEST): requirements-test.txt $(READY)

@@ -1,6 +1,6 @@
 """From a data index to batches: stick figures and part crops, the input pipeline.
 
-    index = Index("data/market/index.p")                                                 # data_index.py
+    index = Index("data/market/index.p")                                                 # dataset/index.py
     load = Loader(index, spatial_size=128, box_factor=1)
     dataset = pipeline(load, BatchOrder(index.usable("train"), batch_size=16, seed=0))   # tf.data, uint8
     examples = to_float(tf.data.make_initializable_iterator(dataset).get_next())         # float32, in [-1, 1]
@@ -22,7 +22,7 @@ from common.console import quiet_stderr
 with quiet_stderr():  # TensorFlow greets on stderr while it is imported
     import tensorflow.compat.v1 as tf
 
-from data_index import J, TORSO, is_visible, load_image
+from dataset.index import J, TORSO, is_visible, load_image
 from common.errors import UserError
 from common.machine import cpu_count
 

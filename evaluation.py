@@ -10,14 +10,14 @@ from tqdm import tqdm
 
 from batches import Examples, Loader
 from checkpoints import Checkpoint
-from data_index import is_list
+from dataset.index import is_list
 from deeploss import PerceptualLoss, load_weights
 from common.machine import cpu_count, make_session
 from common.errors import UserError, shown
 from common.console import progress_bar
 from rendering import finite_uint8, open_index, restored, start_run
-from selection import unique_labels
-from tools import make_toy
+from dataset.selection import unique_labels
+from dataset import toy
 
 METRICS = ("ssim", "psnr", "mae", "perceptual_loss")
 SAMPLES = 4  # of every pose
@@ -248,7 +248,7 @@ def table(metrics):
 
 def report_toy(config, index, load, session, renderer, run):
     """For the toy data, whose truth can be drawn: the error of transfers to held-out people."""
-    if config["spatial_size"] != make_toy.SIZE or not make_toy.is_toy(index.joints, index.extra):
+    if config["spatial_size"] != toy.SIZE or not toy.is_toy(index.joints, index.extra):
         return
 
     def render(appearances, poses):
@@ -257,7 +257,7 @@ def report_toy(config, index, load, session, renderer, run):
                                load.batch(poses).stick)
 
     try:
-        errors = make_toy.transfer_error(render, index.extra["person"], {s: index.usable(s) for s in ("train", "test")},
+        errors = toy.transfer_error(render, index.extra["person"], {s: index.usable(s) for s in ("train", "test")},
                                          index.extra["toy_seed"])
     except UserError as error:  # an image cannot be read; what was done before is none the worse
         run.say("no transfer error on held-out people: %s" % error)

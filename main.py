@@ -29,7 +29,7 @@ from batches import BatchOrder, Loader, pipeline
 from checkpoints import Checkpoint, CheckpointSaver, find_checkpoint
 from cluster import join_cluster
 from config import load_config
-from data_index import Index
+from dataset.index import Index
 from deeploss import load_weights
 from common.errors import Parser, UserError, number_above_0, reason, whole_number
 from evaluation import evaluate, report_toy

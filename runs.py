@@ -150,7 +150,7 @@ def _make_folder(log_dir):
 
 def _copy_sources(target):
     here = os.path.dirname(os.path.abspath(__file__))
-    for pattern in ("*.py", "*.yaml", "common/*.py", "tools/*.py"):
+    for pattern in ("*.py", "*.yaml", "common/*.py", "dataset/*.py", "tools/*.py"):
         for path in glob.glob(os.path.join(glob.escape(here), pattern)):
             copy = os.path.join(target, os.path.relpath(path, here))
             os.makedirs(os.path.dirname(copy), exist_ok=True)

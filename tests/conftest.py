@@ -40,9 +40,9 @@ def graph():
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory):
     """Folder of a data set of a few drawn people."""
-    from tools import make_toy
+    from dataset.toy import make_data_set
     folder = tmp_path_factory.mktemp("toy")
-    make_toy.make_data_set(str(folder), n_train=6, n_test=3, seed=1)
+    make_data_set(str(folder), n_train=6, n_test=3, seed=1)
     return folder
 
 

@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 from PIL import Image
 
-from data_index import JOINTS
+from dataset.index import JOINTS
 from tools.benchmark import STANDING
 
 

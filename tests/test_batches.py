@@ -9,7 +9,7 @@ import tensorflow.compat.v1 as tf
 
 import batches
 from batches import BatchOrder, Loader
-from data_index import J, JOINTS, Index
+from dataset.index import J, JOINTS, Index
 from people import make_index, standing
 
 HERE = os.path.dirname(os.path.abspath(__file__))

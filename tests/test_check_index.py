@@ -10,7 +10,7 @@ from PIL import Image
 import pytest
 
 from conftest import ROOT
-from data_index import J, JOINTS, Index
+from dataset.index import J, JOINTS, Index
 from people import make_index, standing
 from test_fuzz import images, mutated
 from tools.check_index import main, suspicions

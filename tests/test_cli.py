@@ -13,7 +13,7 @@ import tensorflow.compat.v1 as tf
 
 import main
 from batches import BatchOrder
-from data_index import Index
+from dataset.index import Index
 from checkpoints import CheckpointSaver, find_checkpoint
 from config import load_config
 from common.errors import UserError

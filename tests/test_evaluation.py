@@ -15,7 +15,7 @@ import evaluation
 import main
 from config import load_config
 from conftest import only_run
-from data_index import Index, load_image
+from dataset.index import Index, load_image
 from deeploss import PerceptualLoss, load_weights
 from common.errors import UserError
 from evaluation import Comparison, Evaluation, find_pairs

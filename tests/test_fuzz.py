@@ -13,7 +13,7 @@ import yaml
 import batches
 from config import load_config
 from conftest import SMALL
-from data_index import JOINTS, Index, load_image
+from dataset.index import JOINTS, Index, load_image
 from common.errors import UserError
 from people import standing
 from tools.check_index import suspicions

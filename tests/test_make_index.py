@@ -12,10 +12,11 @@ from PIL import Image
 import pytest
 
 from conftest import ROOT
-from data_index import JOINTS, Index, load_image
+from dataset.index import JOINTS, Index, load_image
 from people import STANDING
-from tools import coco, make_index, openpose, photos
-from tools.index_builder import cut_square, square_around
+from dataset import coco, openpose, photos
+from tools import make_index
+from dataset.builder import cut_square, square_around
 from tools.check_index import suspicions
 
 
@@ -387,7 +388,7 @@ def test_bad_options_are_one_line(capsys):
 
 
 def test_two_runs_do_not_make_the_same_data_set(tmp_path, capsys):
-    from tools.index_builder import IndexBuilder
+    from dataset.builder import IndexBuilder
     save(tmp_path / "photos" / "a.jpg", 20, 20)
     with IndexBuilder(str(tmp_path / "out"), photos.JOINTS):
         assert run("photos", tmp_path / "photos", "--out", tmp_path / "out") == 2

@@ -11,12 +11,12 @@ import main
 import rendering
 from batches import stick_figure
 from conftest import only_run
-from data_index import J, Index, load_image
+from dataset.index import J, Index, load_image
 from common.errors import UserError
 from movies import write_gif, write_mp4
 from people import make_index, standing
 from rendering import interpolate
-from selection import select, unique_labels
+from dataset.selection import select, unique_labels
 
 
 # ---------------------------------------------------------------------------------------------- choosing

@@ -20,7 +20,7 @@ from graphs import TrainingGraph, placeholders
 from main import MOST_OVERFLOWS, Trainer
 from common.machine import has_gpu, session_options
 from tools.benchmark import count_flop, needed_by
-from tools.make_toy import make_data_set
+from dataset.toy import make_data_set
 
 IS_TF1 = tf.__version__.startswith("1.")
 

@@ -31,7 +31,7 @@ with quiet_stderr():
 
 from batches import BatchOrder, Loader, pipeline  # noqa: E402
 from config import check_config, load_config  # noqa: E402
-from data_index import JOINTS, Index  # noqa: E402
+from dataset.index import JOINTS, Index  # noqa: E402
 from deeploss import load_weights  # noqa: E402
 from common.errors import Parser, UserError, whole_number  # noqa: E402
 from graphs import TrainingGraph  # noqa: E402

@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image
 
 from batches import PARTS, Examples, Loader
-from data_index import J, JOINTS, Index, index_faults, is_file_name, is_list, is_visible, leaves_folder, read_image, read_index
+from dataset.index import J, JOINTS, Index, index_faults, is_file_name, is_list, is_visible, leaves_folder, read_image, read_index
 from common.machine import cpu_count
 from common.errors import Parser, UserError, reason, shown
-from tools.index_builder import with_progress
+from dataset.builder import with_progress
 
 PREVIEW = "preview.png"
 PREVIEW_SIZE = 128

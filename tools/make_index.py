@@ -16,8 +16,8 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from common.errors import Parser, UserError, whole_number  # noqa: E402
-from tools import coco, openpose, photos  # noqa: E402
-from tools.index_builder import IndexBuilder  # noqa: E402
+from dataset import coco, openpose, photos  # noqa: E402
+from dataset.builder import IndexBuilder  # noqa: E402
 
 SOURCES = {"coco": coco, "openpose": openpose, "photos": photos}
 

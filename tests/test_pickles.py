@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-import unpickling
-from unpickling import load_plain
+from conftest import ROOT
+from dataset import pickles
+from dataset.pickles import load_plain
 
 DATA = {"joint_order": ["a", "b"], "imgs": ["x.png", "\u00e9.png"], "train": [True, np.bool_(False)],
         "joints": [np.array([[.5, -1]], np.float32), np.array([[1, 2]], ">i2"), np.asfortranarray(np.eye(3)[:, :2])],
@@ -119,11 +120,11 @@ BOMBS = {
 @pytest.mark.parametrize("name", sorted(BOMBS))
 def test_claims_of_memory_are_not_believed(tmp_path, name):
     """In a process of its own, whose memory ends 300 MB above what it needs anyway."""
-    script = ("import resource, sys; sys.path.insert(0, %r); import unpickling, errors; import numpy\n"
+    script = ("import resource, sys; sys.path.insert(0, %r); from dataset import pickles; from common import errors; import numpy\n"
               "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
               "resource.setrlimit(resource.RLIMIT_AS, (used + 300 * 2**20,) * 2)\n"
-              "try: unpickling.load_plain(sys.argv[1]); print('loaded')\n"
-              "except errors.UserError as error: print(error)\n" % os.path.dirname(unpickling.__file__))
+              "try: pickles.load_plain(sys.argv[1]); print('loaded')\n"
+              "except errors.UserError as error: print(error)\n" % ROOT)
     done = subprocess.run([sys.executable, "-c", script, write(tmp_path, BOMBS[name])], stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE, universal_newlines=True, timeout=60)
     assert done.returncode == 0 and done.stdout.count("\n") == 1, done.stderr

@@ -10,7 +10,7 @@ import re
 
 import numpy as np
 
-from data_index import Index
+from dataset.index import Index
 from common.errors import UserError, shown
 
 MOST_CHOSEN = 100000

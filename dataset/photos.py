@@ -3,10 +3,10 @@ import os
 
 import numpy as np
 
-from data_index import read_image
+from dataset.index import read_image
 from common.errors import UserError, reason, shown
 from common.console import quiet_stderr
-from tools.index_builder import cut_square, files_below, square_around, with_progress
+from dataset.builder import cut_square, files_below, square_around, with_progress
 
 # The landmarks of MediaPipe that are kept, by their number there; left and right are the person's own.
 LANDMARKS = {"cnose": 0, "leye": 2, "reye": 5, "lear": 7, "rear": 8, "lshoulder": 11, "rshoulder": 12, "lelbow": 13,

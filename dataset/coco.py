@@ -5,9 +5,9 @@ import os
 
 import numpy as np
 
-from data_index import is_file_name, leaves_folder, read_image
+from dataset.index import is_file_name, leaves_folder, read_image
 from common.errors import UserError, reason, shown
-from tools.index_builder import cut_square, in_parallel, square_around
+from dataset.builder import cut_square, in_parallel, square_around
 
 # COCO's order; left and right are the person's own.
 JOINTS = ("cnose", "leye", "reye", "lear", "rear", "lshoulder", "rshoulder", "lelbow", "relbow", "lwrist", "rwrist",

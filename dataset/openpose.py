@@ -6,9 +6,9 @@ import re
 
 import numpy as np
 
-from data_index import read_image
+from dataset.index import read_image
 from common.errors import UserError, reason, shown
-from tools.index_builder import files_below, in_parallel
+from dataset.builder import files_below, in_parallel
 
 # OpenPose's order. The label lists published with the files have eyes and ears the other way round; photos matched to
 # their rows show this one.

@@ -10,7 +10,7 @@ import shutil
 import numpy as np
 from PIL import Image
 
-from data_index import TORSO, is_visible
+from dataset.index import TORSO, is_visible
 from common.errors import UserError, reason, shown
 from common.console import progress_bar
 

@@ -3,8 +3,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
-import data_index
-from data_index import JOINTS, Index, index_faults, load_image
+import dataset.index
+from dataset.index import JOINTS, Index, index_faults, load_image
 from common.errors import UserError
 from people import make_index, standing
 
@@ -65,7 +65,7 @@ def test_images_that_are_none_are_named(tmp_path, damage):
 def test_images_too_large_to_hold_are_refused(tmp_path, monkeypatch):
     path = str(tmp_path / "large.png")
     Image.fromarray(PIXELS).save(path)
-    monkeypatch.setattr(data_index, "MAX_PIXELS", 599)
+    monkeypatch.setattr(dataset.index, "MAX_PIXELS", 599)
     with pytest.raises(UserError, match="at most 599 pixels, found 20 x 30"):
         load_image(path, 16)
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from common.errors import UserError, reason, shown
-from unpickling import load_plain
+from dataset.pickles import load_plain
 
 JOINTS = ("rankle", "rknee", "rhip", "rshoulder", "relbow", "rwrist", "reye",
           "lankle", "lknee", "lhip", "lshoulder", "lelbow", "lwrist", "leye", "cnose")

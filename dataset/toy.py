@@ -1,0 +1,286 @@
+"""The toy data set: people of plain shapes and strong colours. The true picture of every transfer can be drawn.
+
+An image is draw(person, pose): make_person(seed, number) says what somebody wears, make_pose(seed, number) how somebody
+stands. transfer_error measures transfers to held-out people against their true drawings.
+"""
+import collections
+import os
+import pickle
+
+import cv2
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from dataset.index import JOINTS
+
+SIZE = 64
+OVERSAMPLING = 4
+POSES_PER_PERSON = 4
+BACKGROUND = (232, 232, 228)
+EYES = (40, 40, 40)
+SHOES = (50, 45, 45)
+
+CLOTHES = ((225, 20, 35), (20, 60, 225), (0, 140, 50), (255, 215, 0), (140, 30, 180), (250, 120, 0), (20, 20, 25),
+           (0, 180, 205))
+HAIR = ((25, 20, 20), (110, 65, 30), (235, 200, 90), (190, 70, 25), (150, 150, 150))
+SKIN = ((250, 215, 185), (205, 150, 110), (120, 75, 50))
+
+FACE = ("reye", "leye", "cnose")
+TORSO = ("rhip", "lhip", "rshoulder", "lshoulder")  # in this order, or other joints would be hidden
+
+Person = collections.namedtuple("Person", "hair long_hair skin shirt second_colour pattern sleeves trousers shorts")
+Person.__doc__ = """Colours are RGB in 0..255; pattern is plain, stripes or halves; sleeves are none, short or long."""
+
+Pose = collections.namedtuple("Pose", "joints hidden from_behind")
+Pose.__doc__ = """joints: xy in [0, 1] of the picture, by name. hidden: names of joints that the index misses.
+from_behind: whether the back is seen.
+"""
+
+
+# ------------------------------------------------------------------------------------------ who, and how
+
+def make_person(seed, number):
+    """Person of this number, the same for the same seed; shirt and trousers are of different colours."""
+    random = np.random.RandomState([seed, 0, number])
+    shirt, second, trousers = (CLOTHES[i] for i in random.permutation(len(CLOTHES))[:3])
+    return Person(hair=HAIR[random.randint(len(HAIR))], long_hair=bool(random.rand() < 0.4),
+                  skin=SKIN[random.randint(len(SKIN))], shirt=shirt, second_colour=second,
+                  pattern=str(random.choice(["plain", "stripes", "halves"], p=[0.55, 0.2, 0.25])),
+                  sleeves=str(random.choice(["none", "short", "long"], p=[0.2, 0.4, 0.4])),
+                  trousers=trousers, shorts=bool(random.rand() < 0.3))
+
+
+def make_pose(seed, number):
+    """Pose of this number, the same for the same seed."""
+    random = np.random.RandomState([seed, 1, number])
+    from_behind = bool(random.rand() < 0.15)
+    height = random.uniform(0.84, 0.94)  # of the picture
+    turn = random.uniform(0.6, 1.0)  # how broad the shoulders look
+    lean = random.uniform(-0.15, 0.15)
+    hip = np.array([0.5 + random.uniform(-0.06, 0.06), 0.54 + random.uniform(-0.02, 0.03)])
+    up = np.array([np.sin(lean), -np.cos(lean)])
+    right = np.array([np.cos(lean), np.sin(lean)]) * (1 if from_behind else -1)  # of the body, in the picture
+    neck = hip + 0.30 * height * up
+    joints = {"cnose": neck + 0.125 * height * up + right * random.uniform(-0.02, 0.02)}
+    for side, sign in (("r", 1), ("l", -1)):
+        outward = right * sign
+        joints[side + "eye"] = joints["cnose"] + (0.022 * up + 0.025 * outward) * height
+        joints[side + "shoulder"] = neck + outward * 0.14 * height * turn
+        joints[side + "hip"] = hip + outward * 0.075 * height * turn
+        down = -up
+        spread = random.uniform(-0.2, 1.6) if random.rand() < 0.8 else random.uniform(1.6, 2.6)
+        bend = random.uniform(-0.4, 1.4)
+        elbow = joints[side + "shoulder"] + 0.165 * height * _turned(down, outward, spread)
+        joints[side + "elbow"] = elbow
+        joints[side + "wrist"] = elbow + 0.15 * height * _turned(down, outward, spread + bend)
+        stride = random.uniform(-0.15, 0.5)
+        knee = joints[side + "hip"] + 0.215 * height * _turned(down, outward, stride)
+        joints[side + "knee"] = knee
+        joints[side + "ankle"] = knee + 0.21 * height * _turned(down, outward, stride - random.uniform(0, 0.6))
+    hidden = set(FACE) if from_behind else {name for name in FACE if random.rand() < 0.02}
+    hidden |= {name for name in JOINTS if name not in TORSO + FACE and random.rand() < 0.015}
+    if random.rand() < 0.02:
+        hidden.add(str(random.choice(TORSO)))
+    return Pose(joints, hidden, from_behind)
+
+
+def _turned(down, outward, angle):
+    """The unit vector at this angle from straight down towards one side."""
+    return np.cos(angle) * down + np.sin(angle) * outward
+
+
+# ------------------------------------------------------------------------------------------ drawing
+
+def draw(person, pose):
+    """The picture of a person in a pose, anti-aliased, and which of its pixels are the person's.
+
+    Returns (64, 64, 3) uint8 and (64, 64) bool.
+    """
+    side = SIZE * OVERSAMPLING
+    canvas = np.zeros((side, side, 4), np.uint8)  # the fourth channel is the person's share of a pixel
+    canvas[..., :3] = BACKGROUND
+    points = {name: xy * side for name, xy in pose.joints.items()}
+    # What is nearer hides what is behind it. Arms are held before the body; of the feet the lower one is nearer.
+    arms = sorted("lr", key=lambda arm: points[arm + "wrist"][1])
+    legs = sorted("lr", key=lambda leg: points[leg + "ankle"][1])
+    if pose.from_behind:
+        _draw_face(canvas, person, points, pose)
+        for arm in arms:
+            _draw_arm(canvas, person, points, arm)
+    elif person.long_hair:
+        _draw_long_hair(canvas, person, points)
+    for leg in legs:
+        _draw_leg(canvas, person, points, leg)
+    _draw_torso(canvas, person, points)
+    if pose.from_behind:
+        _draw_hair_from_behind(canvas, person, points)
+    else:
+        _draw_face(canvas, person, points, pose)
+        for arm in arms:
+            _draw_arm(canvas, person, points, arm)
+    small = cv2.resize(canvas, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+    return np.ascontiguousarray(small[..., :3]), small[..., 3] > 127
+
+
+def _draw_arm(canvas, person, points, side):
+    shoulder, elbow, wrist = (points[side + name] for name in ("shoulder", "elbow", "wrist"))
+    width = 0.092 * len(canvas)
+    short_sleeve_end = shoulder + 0.6 * (elbow - shoulder)
+    _draw_limb(canvas, [shoulder, elbow, wrist], width, person.skin)
+    if person.sleeves == "long":
+        _draw_limb(canvas, [shoulder, elbow, elbow + 0.85 * (wrist - elbow)], 1.15 * width, person.shirt, outline=False)
+    elif person.sleeves == "short":
+        _draw_limb(canvas, [shoulder, short_sleeve_end], 1.15 * width, person.shirt, outline=False)
+
+
+def _draw_leg(canvas, person, points, side):
+    hip, knee, ankle = (points[side + name] for name in ("hip", "knee", "ankle"))
+    width = 0.125 * len(canvas)
+    _draw_limb(canvas, [hip, knee, ankle], width, person.skin if person.shorts else person.trousers)
+    if person.shorts:
+        # Short enough for skin to show on the thighs: there are no crops of the lower legs.
+        _draw_limb(canvas, [hip, hip + 0.5 * (knee - hip)], 1.1 * width, person.trousers, outline=False)
+    cv2.circle(canvas, _pixel(ankle), int(0.065 * len(canvas)), SHOES + (255,), -1)
+
+
+def _draw_limb(canvas, joints, width, colour, outline=True):
+    layers = [(1.15 * width, _darker(colour))] if outline else []
+    for thickness, shade in layers + [(width, colour)]:
+        for a, b in zip(joints, joints[1:]):
+            cv2.line(canvas, _pixel(a), _pixel(b), shade + (255,), int(round(thickness)))
+
+
+def _draw_torso(canvas, person, points):
+    lshoulder, rshoulder, lhip, rhip = (points[name] for name in ("lshoulder", "rshoulder", "lhip", "rhip"))
+    # A little wider than the joints, which lie inside of the body.
+    shoulders = _widened(lshoulder, rshoulder, 1.2)
+    hips = _widened(lhip, rhip, 1.5)
+    top = 0.04 * (shoulders.mean(axis=0) - hips.mean(axis=0))
+    shoulders = shoulders + top
+    _fill(canvas, [shoulders[0], shoulders[1], hips[1], hips[0]], person.shirt)
+    if person.pattern == "stripes":
+        for begin in (0.2, 0.6):
+            _fill_band(canvas, shoulders, hips, begin, begin + 0.2, person.second_colour)
+    elif person.pattern == "halves":
+        _fill_band(canvas, shoulders, hips, 0.5, 1.0, person.second_colour)
+    _fill_band(canvas, shoulders, hips, 0.92, 1.12, person.trousers)
+
+
+def _widened(a, b, factor):
+    middle = 0.5 * (a + b)
+    return np.stack([middle + factor * (a - middle), middle + factor * (b - middle)])
+
+
+def _fill_band(canvas, shoulders, hips, begin, end, colour):
+    upper, lower = (shoulders + share * (hips - shoulders) for share in (begin, end))
+    _fill(canvas, [upper[0], upper[1], lower[1], lower[0]], colour)
+
+
+def _fill(canvas, corners, colour):
+    cv2.fillPoly(canvas, [np.round(np.stack(corners)).astype(np.int32)], colour + (255,))
+
+
+def _head(points):
+    """Centre, radius and the direction of up."""
+    neck = 0.5 * (points["lshoulder"] + points["rshoulder"])
+    up = points["cnose"] - neck
+    return neck + 1.05 * up, 0.68 * np.linalg.norm(up), up / np.linalg.norm(up)
+
+
+def _draw_face(canvas, person, points, pose):
+    centre, radius, up = _head(points)
+    neck = 0.5 * (points["lshoulder"] + points["rshoulder"])
+    _draw_limb(canvas, [neck, centre], 0.07 * len(canvas), person.skin)
+    cv2.circle(canvas, _pixel(centre + 0.28 * radius * up), int(1.12 * radius), person.hair + (255,), -1)
+    cv2.circle(canvas, _pixel(centre - 0.12 * radius * up), int(0.86 * radius), person.skin + (255,), -1)
+    if not pose.from_behind:
+        for eye in ("reye", "leye"):
+            cv2.circle(canvas, _pixel(points[eye] - 0.3 * radius * up), int(0.13 * radius) + 1, EYES + (255,), -1)
+
+
+def _draw_long_hair(canvas, person, points):
+    centre, radius, up = _head(points)
+    cv2.line(canvas, _pixel(centre), _pixel(centre - 1.3 * radius * up), person.hair + (255,), int(2.1 * radius))
+
+
+def _draw_hair_from_behind(canvas, person, points):
+    centre, radius, up = _head(points)
+    cv2.circle(canvas, _pixel(centre + 0.1 * radius * up), int(1.15 * radius), person.hair + (255,), -1)
+    if person.long_hair:
+        _draw_long_hair(canvas, person, points)
+
+
+def _pixel(point):
+    return int(round(point[0])), int(round(point[1]))
+
+
+def _darker(colour):
+    return tuple(int(0.7 * value) for value in colour)
+
+
+# ------------------------------------------------------------------------------------------ the data set
+
+def make_data_set(out, n_train, n_test, seed):
+    """Writes images and, last of all, the index; people of the test split are in it alone."""
+    os.makedirs(os.path.join(out, "images"), exist_ok=True)
+    index = {"joint_order": list(JOINTS), "imgs": [], "train": [], "joints": [], "person": [], "toy_seed": seed}
+    for number in tqdm(range((n_train + n_test) * POSES_PER_PERSON), desc="drawing people", unit="image"):
+        person = number // POSES_PER_PERSON
+        pose = make_pose(seed, number)
+        name = os.path.join("images", "%04d_%d.png" % (person, number % POSES_PER_PERSON))
+        Image.fromarray(draw(make_person(seed, person), pose)[0]).save(os.path.join(out, name))
+        index["imgs"].append(name)
+        index["train"].append(person < n_train)
+        index["person"].append(person)
+        index["joints"].append(index_joints(pose))
+    path = os.path.join(out, "index.p")
+    with open(path + ".part", "wb") as file:
+        pickle.dump(index, file, protocol=2)
+    os.replace(path + ".part", path)
+    return index
+
+
+def index_joints(pose):
+    """The joints of a pose as an index holds them: (15, 2) float32, negative where hidden or outside of the picture."""
+    joints = np.array([pose.joints[name] for name in JOINTS], np.float32)
+    missing = [name in pose.hidden for name in JOINTS] | (joints < 0).any(axis=1) | (joints >= 1).any(axis=1)
+    joints[missing] = -1
+    return joints
+
+
+# ------------------------------------------------------------------------------------------ the truth of transfers
+
+def is_toy(joints, extra):
+    """Whether an index (joints (N, 15, 2) in the order of JOINTS; its other keys) is the toy's, whole and in order."""
+    seed, people = extra.get("toy_seed"), extra.get("person")
+    if not isinstance(people, list) or len(people) != len(joints) or not all(
+            isinstance(number, int) and 0 <= number < 2**32 for number in [seed] + people):
+        return False
+    return all(np.array_equal(joints[i], index_joints(make_pose(seed, i))) for i in {0, len(joints) // 2, len(joints) - 1})
+
+
+def transfer_error(render, people, usable, seed, n=200, n_mean=32):
+    """Mean absolute error of transfers in [-1, 1], over the pixels of the person in the true drawing.
+
+    render(appearances, poses): pictures (n, 64, 64, 3) in [-1, 1] of the images' people in the images' poses.
+    people: the number of the person in every image. usable: {"train": image numbers, "test": image numbers}.
+    Returns the errors over n pairs of held-out people and poses: of the transfers; of always answering with the mean
+    of n_mean training people in that pose; of another held-out person in that pose.
+    """
+    random = np.random.RandomState([seed, 2])
+    appearances, poses, others = (random.choice(usable["test"], n) for _ in range(3))
+    training = [make_person(seed, people[i]) for i in random.choice(usable["train"], n_mean)]
+    pictures = np.clip(render(appearances, poses), -1, 1)
+    errors = collections.defaultdict(list)
+    for picture, appearance, pose_number, other in zip(pictures, appearances, poses, others):
+        if people[other] == people[appearance]:
+            other = usable["test"][(list(usable["test"]).index(other) + POSES_PER_PERSON) % len(usable["test"])]
+        pose = make_pose(seed, pose_number)
+        truth, mask = draw(make_person(seed, people[appearance]), pose)
+        mean = np.mean([draw(person, pose)[0] for person in training], axis=0)
+        wrong = draw(make_person(seed, people[other]), pose)[0]
+        for name, answer in (("transfer", picture), ("mean_appearance", mean / 127.5 - 1),
+                             ("wrong_person", wrong / 127.5 - 1)):
+            errors[name].append(np.abs(answer - (truth / 127.5 - 1))[mask].mean())
+    return {name: float(np.mean(values)) for name, values in errors.items()}
