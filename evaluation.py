@@ -9,7 +9,7 @@ import tensorflow.compat.v1 as tf
 from tqdm import tqdm
 
 from batches import Examples, Loader
-from checkpoints import Checkpoint
+from training.checkpoints import Checkpoint
 from dataset.index import is_list
 from deeploss import PerceptualLoss, load_weights
 from common.machine import cpu_count, make_session

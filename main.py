@@ -26,18 +26,18 @@ with quiet_stderr():  # TensorFlow greets on stderr while it is imported
     import tensorflow.compat.v1 as tf
 
 from batches import BatchOrder, Loader, pipeline
-from checkpoints import Checkpoint, CheckpointSaver, find_checkpoint
-from cluster import join_cluster
-from config import load_config
+from training.checkpoints import Checkpoint, CheckpointSaver, find_checkpoint
+from training.cluster import join_cluster
+from training.config import load_config
 from dataset.index import Index
 from deeploss import load_weights
 from common.errors import Parser, UserError, number_above_0, reason, whole_number
 from evaluation import evaluate, report_toy
-from graphs import TrainingGraph
+from training.graphs import TrainingGraph
 from rendering import animate, sample, transfer
-from runs import Run, tile, to_uint8, transfer_grid
+from training.runs import Run, tile, to_uint8, transfer_grid
 from common.machine import make_session, set_up_tensorflow
-from tools.plot_run import save_result
+from training.curves import save_result
 
 MOST_OVERFLOWS = 50  # more than it takes the scale of float16's loss to come down to 1
 

@@ -6,13 +6,13 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from batches import BatchOrder, Loader, stick_figure
-from checkpoints import Checkpoint, CheckpointSaver
+from training.checkpoints import Checkpoint, CheckpointSaver
 from dataset.index import MAX_PIXELS, Index, is_visible
 from common.errors import UserError
-from graphs import make_renderer
+from training.graphs import make_renderer
 from movies import write_gif, write_mp4
 from common.console import progress_bar
-from runs import Run, tile, to_uint8, transfer_grid
+from training.runs import Run, tile, to_uint8, transfer_grid
 from dataset.selection import Selection, select
 from common.machine import make_session
 

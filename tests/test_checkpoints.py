@@ -7,10 +7,10 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from batches import Examples
-from checkpoints import Checkpoint, CheckpointSaver, find_checkpoint
-from config import load_config
+from training.checkpoints import Checkpoint, CheckpointSaver, find_checkpoint
+from training.config import load_config
 from common.errors import UserError
-from graphs import TrainingGraph, make_renderer, placeholders
+from training.graphs import TrainingGraph, make_renderer, placeholders
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 UNREAD = ("dense_4", "conv2d_6", "conv2d_7", "dense_5", "conv2d_8")  # of enc_down, in the published code

@@ -14,10 +14,10 @@ import tensorflow.compat.v1 as tf
 import main
 from batches import BatchOrder
 from dataset.index import Index
-from checkpoints import CheckpointSaver, find_checkpoint
-from config import load_config
+from training.checkpoints import CheckpointSaver, find_checkpoint
+from training.config import load_config
 from common.errors import UserError
-from runs import Run
+from training.runs import Run
 
 from conftest import ROOT, only_run
 

@@ -13,8 +13,8 @@ import tensorflow.compat.v1 as tf
 
 import main
 from batches import BatchOrder
-from checkpoints import Checkpoint, find_checkpoint
-from cluster import read_tf_config
+from training.checkpoints import Checkpoint, find_checkpoint
+from training.cluster import read_tf_config
 from conftest import ROOT
 from common.errors import UserError
 from tools.launch import free_ports
@@ -125,7 +125,7 @@ def test_when_a_worker_dies_the_others_end_and_training_can_go_on(small_config, 
 
 PULSE = """
 import sys, time; sys.path.insert(0, %r)
-import cluster
+from training import cluster
 cluster.SILENCE, cluster.BEAT = 2.0, 0.2
 cluster.Pulse(["127.0.0.1:%%d" %% int(sys.argv[1]), "127.0.0.1:9"], int(sys.argv[2]))
 print("there", flush=True)

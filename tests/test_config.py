@@ -3,7 +3,7 @@ import os
 import pytest
 import yaml
 
-from config import KEYS, dump_config, load_config
+from training.config import KEYS, dump_config, load_config
 from common.errors import UserError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -110,7 +110,7 @@ def test_a_missing_file(tmp_path):
                                      dict(spatial_size=4, box_factor=0, feature_layers=["input_1", "block2_conv2"])])
 def test_extreme_sizes_that_fit_are_accepted_and_build(small_config, changes, graph):
     import tensorflow.compat.v1 as tf
-    from graphs import make_network
+    from training.graphs import make_network
     from nn import Walk
     config = load_config(small_config(**changes))
     size = config["spatial_size"]

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 import evaluation
 import main
-from config import load_config
+from training.config import load_config
 from conftest import only_run
 from dataset.index import Index, load_image
 from deeploss import PerceptualLoss, load_weights

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import batches
-from config import load_config
+from training.config import load_config
 from conftest import SMALL
 from dataset.index import JOINTS, Index, load_image
 from common.errors import UserError

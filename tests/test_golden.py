@@ -7,7 +7,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import deeploss
-import graphs
+from training import graphs
 import models
 import nn
 

@@ -11,12 +11,12 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from batches import Examples
-from checkpoints import find_checkpoint
-from config import dump_config, load_config
+from training.checkpoints import find_checkpoint
+from training.config import dump_config, load_config
 from conftest import ROOT, only_run
 from deeploss import load_weights
 from common.errors import UserError
-from graphs import TrainingGraph, placeholders
+from training.graphs import TrainingGraph, placeholders
 from main import MOST_OVERFLOWS, Trainer
 from common.machine import has_gpu, session_options
 from tools.benchmark import count_flop, needed_by

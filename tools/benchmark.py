@@ -30,11 +30,11 @@ with quiet_stderr():
     import tensorflow.compat.v1 as tf
 
 from batches import BatchOrder, Loader, pipeline  # noqa: E402
-from config import check_config, load_config  # noqa: E402
+from training.config import check_config, load_config  # noqa: E402
 from dataset.index import JOINTS, Index  # noqa: E402
 from deeploss import load_weights  # noqa: E402
 from common.errors import Parser, UserError, whole_number  # noqa: E402
-from graphs import TrainingGraph  # noqa: E402
+from training.graphs import TrainingGraph  # noqa: E402
 from common.machine import cpu_count, make_session, set_up_tensorflow  # noqa: E402
 
 MATRIX_SIZE = 4096

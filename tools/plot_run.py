@@ -3,24 +3,13 @@
     python tools/plot_run.py log/2018-06-18T12-00-00 log/2018-06-19T12-00-00 --out curves.png
 """
 import argparse
-import io
 import os
-import re
 import sys
 
-import numpy as np
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
-
-from common.errors import Parser, UserError, reason  # noqa: E402
-
-# The panels: a scalar each, or those of its name with a number; LOG of them on a logarithmic axis.
-PANELS = ("loss", "likelihood_loss", "kl_loss", "kl_weight", "learning_rate", "gradient_norm", "vgg_loss", "gram_loss",
-          "images_per_s")
-LOG = ("loss", "likelihood_loss", "kl_loss", "kl_weight", "gradient_norm", "vgg_loss", "gram_loss")
-MOST_PIXELS = 1600  # of a side of the transfers in result.png
-COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#e377c2", "#7f7f7f")
+from common.errors import Parser, UserError  # noqa: E402
+from training.curves import name_runs, read_curves, save_curves  # noqa: E402
 
 
 def main(argv=None):
@@ -35,114 +24,6 @@ def main(argv=None):
         return 2
     print("the curves are in %s" % options.out)
     return 0
-
-
-def name_runs(runs):
-    """{name: folder}: named by the last part of their paths, or where that is not enough by the paths."""
-    names = [os.path.basename(os.path.abspath(run)) for run in runs]
-    return dict(zip(names if len(set(names)) == len(runs) else runs, runs))
-
-
-def read_curves(run):
-    """{scalar: (steps, values)} of a run folder's log.txt, two arrays. Raises UserError where it has none."""
-    path = os.path.join(run, "log.txt")
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError("%s: cannot be read: %s; expected the log of a training" % (path, reason(error)))
-    found = {}
-    for name, value in re.findall(r"^\S+ \S+ (\w+): ([-+.\de]+|nan|-?inf)$", text, re.M):
-        try:
-            found.setdefault(name, []).append(float(value))
-        except ValueError:  # half a number, the last thing that a killed run wrote
-            break
-    steps = found.get("global_step", [])
-    if not steps:
-        raise UserError("%s: has no scalars; expected the log of a training" % path)
-    # They are logged together; of the last step of a killed run some may be missing.
-    return {name: (np.array(steps[:len(values)]), np.array(values[:len(steps)])) for name, values in found.items()}
-
-
-def save_curves(curves, path):
-    """Draws {run: {scalar: (steps, values)}} to a PNG, a panel for each of PANELS that is there. Raises UserError."""
-    panels = [panel for panel in PANELS if any(of_panel(of_run, panel) for of_run in curves.values())]
-    if not panels:
-        raise UserError("no scalars to draw in %s; expected the log of a training" % ", ".join(curves))
-    figure, axes = make_figure(-(-len(panels) // 3), 3, len(panels))
-    for panel, ax in zip(panels, axes):
-        draw_panel(ax, panel, curves)
-    if len(curves) > 1:
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncol=4)
-        figure.tight_layout(rect=(0, 0.06, 1, 1))
-    try:
-        figure.savefig(path, format="png", dpi=100)
-    except OSError as error:
-        raise UserError("%s: cannot be written: %s" % (path, reason(error)))
-
-
-def save_result(run, transfers):
-    """Writes result.png into the folder of a Run: its losses and transfers, the last grid (h, w, 3) uint8 or None.
-
-    Returns its path, or None where there is neither yet. Raises UserError.
-    """
-    try:
-        curves = {"": read_curves(run.folder)}
-    except UserError:  # nothing was logged yet
-        curves = {}
-    panels = [panel for panel in ("loss", "likelihood_loss", "kl_loss") if curves and of_panel(curves[""], panel)]
-    if not panels and transfers is None:
-        return None
-    columns = 1 if transfers is None else 3
-    figure, _ = make_figure(max(1, len(panels)), columns)
-    spec = figure.add_gridspec(max(1, len(panels)), columns)
-    for row, panel in enumerate(panels):
-        draw_panel(figure.add_subplot(spec[row, 0]), panel, curves)
-    if transfers is not None:
-        ax = figure.add_subplot(spec[:, 1:])
-        thinned = -(-len(transfers) // MOST_PIXELS)  # what is not seen here would fill the memory
-        ax.imshow(transfers[::thinned, ::thinned])
-        ax.set_title("transfer", fontsize=10)
-        ax.set_axis_off()
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=100)
-    run.write("result.png", png.getvalue())
-    return run.path("result.png")
-
-
-def make_figure(rows, columns, n=0):
-    """(figure, its first n axes) with room for rows x columns panels, without the window system that pyplot would look for."""
-    try:
-        from matplotlib.figure import Figure  # here, as trainings need it at their end only, and it takes a second
-    except ImportError as error:
-        raise UserError("curves need matplotlib, pip install -r requirements.txt installs it (%s)" % reason(error))
-    figure = Figure(figsize=(4 * columns, 3.2 * rows), tight_layout=True)
-    return figure, [figure.add_subplot(rows, columns, i + 1) for i in range(n)]
-
-
-def draw_panel(ax, panel, curves):
-    """Draws the scalars of a panel: a colour per run or, of a single one, per scalar; validation dashed."""
-    single = len(curves) == 1
-    for number, (run, of_run) in enumerate(curves.items()):
-        for name in of_panel(of_run, panel):
-            steps, values = of_run[name]
-            base = name.replace("_valid", "")
-            k = number if not single else sum(other < base for other in of_panel(of_run, panel) if "_valid" not in other)
-            ax.plot(steps, values, "--" if base != name else "-", color=COLOURS[k % len(COLOURS)], linewidth=1.2,
-                    label=name if single else run if name == panel else None)
-    if panel in LOG and all((of_run[name][1] > 0).all() for of_run in curves.values() for name in of_panel(of_run, panel)):
-        ax.set_yscale("log")
-    ax.set_title(panel, fontsize=10)
-    ax.set_xlabel("step", fontsize=8)
-    ax.tick_params(labelsize=8)
-    ax.grid(alpha=0.3)
-    if single:
-        ax.legend(fontsize=7)
-
-
-def of_panel(of_run, panel):
-    """Names of the scalars of a run that belong to a panel."""
-    return sorted(name for name in of_run if re.match(panel + r"(_\d+)?(_valid)?$", name))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from batches import Examples, to_float
-from cluster import Alone
+from training.cluster import Alone
 from deeploss import PerceptualLoss
 from models import VUNet, kl_divergence
 from nn import Walk

@@ -4,6 +4,7 @@ from PIL import Image
 import pytest
 
 from tools import plot_run
+from training.curves import read_curves, save_curves
 
 
 def test_curves_of_runs_become_a_png(trained, tmp_path, capsys):
@@ -16,7 +17,7 @@ def test_curves_of_runs_become_a_png(trained, tmp_path, capsys):
 
 
 def test_the_logged_scalars_are_read_back(trained):
-    curves = plot_run.read_curves(str(trained[0]))
+    curves = read_curves(str(trained[0]))
     for name in ("loss", "loss_valid", "kl_loss_0", "kl_loss_1", "kl_weight", "learning_rate", "images_per_s"):
         steps, values = curves[name]
         assert steps.tolist() == [1, 2, 4] and np.isfinite(values).all()
@@ -26,13 +27,13 @@ def test_the_logged_scalars_are_read_back(trained):
 def test_a_killed_runs_last_step_may_be_half_there(trained, tmp_path):
     log = (trained[0] / "log.txt").read_text()
     (tmp_path / "log.txt").write_text(log[:log.rindex("kl_loss:") + 12])
-    curves = plot_run.read_curves(str(tmp_path))
+    curves = read_curves(str(tmp_path))
     assert curves["loss"][0].tolist() == [1, 2] and curves["gradient_norm"][0].tolist() == [1, 2, 4]
 
 
 def test_two_runs_share_their_panels(trained, tmp_path):
-    runs = {name: plot_run.read_curves(str(trained[0])) for name in ("one", "two")}
-    plot_run.save_curves(runs, str(tmp_path / "curves.png"))
+    runs = {name: read_curves(str(trained[0])) for name in ("one", "two")}
+    save_curves(runs, str(tmp_path / "curves.png"))
     assert Image.open(str(tmp_path / "curves.png")).size[0] > 300
 
 

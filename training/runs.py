@@ -12,8 +12,11 @@ import numpy as np
 from PIL import Image
 import tensorflow.compat.v1 as tf
 
-from config import dump_config
+from training.config import dump_config
 from common.errors import UserError, reason
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+SOURCES = ("", "common", "dataset", "training", "inference", "tools")  # the folders that a run keeps a copy of
 
 
 class Run(object):
@@ -149,10 +152,9 @@ def _make_folder(log_dir):
 
 
 def _copy_sources(target):
-    here = os.path.dirname(os.path.abspath(__file__))
-    for pattern in ("*.py", "*.yaml", "common/*.py", "dataset/*.py", "tools/*.py"):
-        for path in glob.glob(os.path.join(glob.escape(here), pattern)):
-            copy = os.path.join(target, os.path.relpath(path, here))
+    for folder in SOURCES:
+        for path in glob.glob(os.path.join(glob.escape(ROOT), folder, "*.py")) + glob.glob(os.path.join(glob.escape(ROOT), folder, "*.yaml")):
+            copy = os.path.join(target, os.path.relpath(path, ROOT))
             os.makedirs(os.path.dirname(copy), exist_ok=True)
             shutil.copyfile(path, copy)
 
