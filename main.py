@@ -32,9 +32,9 @@ from training.config import load_config
 from dataset.index import Index
 from deeploss import load_weights
 from common.errors import Parser, UserError, number_above_0, reason, whole_number
-from evaluation import evaluate, report_toy
+from inference.evaluation import evaluate, report_toy
 from training.graphs import TrainingGraph
-from rendering import animate, sample, transfer
+from inference.rendering import animate, sample, transfer
 from training.runs import Run, tile, to_uint8, transfer_grid
 from common.machine import make_session, set_up_tensorflow
 from training.curves import save_result

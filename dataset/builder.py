@@ -163,7 +163,7 @@ class IndexBuilder(object):
         for split, there in (("training", n_train), ("test", len(self.people) - n_train)):
             if not there:
                 print("there is no %s image, and training needs some of either split" % split)
-        print("to check it and see it: python batches.py %s" % os.path.join(self.name, "index.p"))
+        print("to check it and see it: python tools/check_index.py %s" % os.path.join(self.name, "index.p"))
 
     def _reasons(self):
         return ", ".join("%d %s" % (n, why) for why, n in collections.Counter(why for _, why, _ in self.left_out).most_common())

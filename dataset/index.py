@@ -47,7 +47,7 @@ class Index(object):
             data = read_index(path)
             faults = index_faults(data, allow_outside)
             if faults:
-                more = " (and %d more faults: python batches.py %s lists them)" % (len(faults) - 1, path)
+                more = " (and %d more faults: python tools/check_index.py %s lists them)" % (len(faults) - 1, path)
                 raise UserError("%s: %s%s" % (path, faults[0], more if len(faults) > 1 else ""))
         self.path, self.allow_outside = path, allow_outside
         self.folder = os.path.dirname(os.path.abspath(path))

@@ -1,4 +1,4 @@
-"""python batches.py INDEX."""
+"""python tools/check_index.py INDEX."""
 import os
 import pickle
 import re
@@ -100,7 +100,7 @@ def test_as_a_process_damaged_images_give_a_line_each_and_nothing_else(tmp_path)
     path = make_index(tmp_path, n=200)
     for i in range(200):
         (tmp_path / "images" / ("%d.png" % i)).write_bytes(mutated(random, originals[i % len(originals)]))
-    done = subprocess.run([sys.executable, os.path.join(ROOT, "batches.py"), path], cwd=str(tmp_path), timeout=120,
+    done = subprocess.run([sys.executable, os.path.join(ROOT, "tools", "check_index.py"), path], cwd=str(tmp_path), timeout=120,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
     lines = [line for line in done.stderr.splitlines() if line and "image/s]" not in line]
     assert done.returncode == 2 and len(lines) > 50 and all(line.startswith("error: ") for line in lines), done.stderr

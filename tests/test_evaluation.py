@@ -11,14 +11,14 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 import tensorflow.compat.v1 as tf
 from tqdm import tqdm
 
-import evaluation
+from inference import evaluation
 import main
 from training.config import load_config
 from conftest import only_run
 from dataset.index import Index, load_image
 from deeploss import PerceptualLoss, load_weights
 from common.errors import UserError
-from evaluation import Comparison, Evaluation, find_pairs
+from inference.evaluation import Comparison, Evaluation, find_pairs
 from people import make_index, standing
 
 

@@ -8,14 +8,14 @@ from PIL import Image
 import pytest
 
 import main
-import rendering
+from inference import rendering
 from batches import stick_figure
 from conftest import only_run
 from dataset.index import J, Index, load_image
 from common.errors import UserError
-from movies import write_gif, write_mp4
+from inference.movies import write_gif, write_mp4
 from people import make_index, standing
-from rendering import interpolate
+from inference.rendering import interpolate
 from dataset.selection import select, unique_labels
 
 

@@ -1,4 +1,6 @@
-"""Checks a data index and shows it: what `python batches.py INDEX` does.
+"""Checks a data index and shows it.
+
+    python tools/check_index.py data/market/index.p
 
 Prints what is in the index and what looks suspicious; lists every fault on stderr, one line each; writes preview.png, of
 some people their image, stick figure and part crops. Exit code 0 when training can start, 2 when not.
@@ -9,6 +11,8 @@ import hashlib
 import multiprocessing.pool
 import os
 import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import numpy as np
 from PIL import Image
@@ -47,7 +51,7 @@ def main(argv=None):
 
 def parse_options(argv):
     parser = Parser(
-        prog="batches.py", formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Checks a data index: its rules, its images, what looks suspicious. Writes %s. Exit code 0 when\n"
                     "training can start, 2 when not." % PREVIEW)
     parser.add_argument("index", metavar="INDEX", help="such as data/market/index.p")
@@ -197,3 +201,7 @@ def write_preview(index, decodable):
         return
     print("%s: of %d people the image, the stick figure (right limbs red, left limbs green) and the part crops"
           % (PREVIEW, len(rows)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -15,7 +15,7 @@ from deeploss import PerceptualLoss, load_weights
 from common.machine import cpu_count, make_session
 from common.errors import UserError, shown
 from common.console import progress_bar
-from rendering import finite_uint8, open_index, restored, start_run
+from inference.rendering import finite_uint8, open_index, restored, start_run
 from dataset.selection import unique_labels
 from dataset import toy
 

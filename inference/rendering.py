@@ -10,7 +10,7 @@ from training.checkpoints import Checkpoint, CheckpointSaver
 from dataset.index import MAX_PIXELS, Index, is_visible
 from common.errors import UserError
 from training.graphs import make_renderer
-from movies import write_gif, write_mp4
+from inference.movies import write_gif, write_mp4
 from common.console import progress_bar
 from training.runs import Run, tile, to_uint8, transfer_grid
 from dataset.selection import Selection, select

@@ -1,0 +1,82 @@
+"""Where modules live, and which way imports go."""
+import ast
+import glob
+import os
+
+import pytest
+
+from conftest import ROOT
+
+PAPER = {"main", "models", "nn", "deeploss", "batches"}
+ROOMS = ("common", "dataset", "training", "inference")
+# A module may import what stands further left in a line that it is in, and all of common.
+ORDER = """
+    common.errors common.console < common.machine
+    dataset.pickles < dataset.index < dataset.builder dataset.toy < dataset.coco dataset.openpose dataset.photos < dataset.selection
+    nn < models
+    dataset.index < batches
+    deeploss < training.config < training.runs training.checkpoints training.curves training.cluster
+    nn models deeploss batches training.cluster < training.graphs
+"""
+FREE = ("inference", "main")  # these import anything that is no tool; the tools and tests, anything
+
+
+def modules():
+    """{name: path} of the project's modules, without tests."""
+    paths = glob.glob(os.path.join(ROOT, "*.py"))
+    for room in ROOMS + ("tools",):
+        paths += glob.glob(os.path.join(ROOT, room, "**", "*.py"), recursive=True)
+    names = {os.path.relpath(path, ROOT)[:-len(".py")].replace(os.sep, "."): path for path in paths}
+    return {name: path for name, path in names.items() if not name.endswith("__init__")}
+
+
+def imports(path, known):
+    """The modules of the project that a file imports, anywhere in it."""
+    with open(path, encoding="utf-8") as file:
+        tree = ast.parse(file.read())
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "%s: imports stand with their room's name" % path
+            found |= {node.module} | {"%s.%s" % (node.module, alias.name) for alias in node.names}
+    return found & set(known)
+
+
+def allowed(name):
+    """What a module may import of the project."""
+    if name.split(".")[0] in FREE:
+        return {other for other in modules() if other != "main" and not other.startswith("tools.")}
+    may = set() if name.startswith("common.") else {other for other in modules() if other.startswith("common.")}
+    for line in ORDER.strip().split("\n"):
+        steps = [step.split() for step in line.split("<")]
+        for i, step in enumerate(steps):
+            if name in step:
+                may.update(*steps[:i])
+    return may
+
+
+@pytest.mark.parametrize("name", [name for name in sorted(modules()) if not name.startswith("tools.")])
+def test_imports_go_down_only(name):
+    found = imports(modules()[name], modules())
+    assert found <= allowed(name), "%s may not import %s" % (name, ", ".join(sorted(found - allowed(name))))
+
+
+def test_there_is_no_circle_of_imports():
+    graph = {name: imports(path, modules()) for name, path in modules().items()}
+    while graph:
+        leaves = {name for name, found in graph.items() if not found & set(graph)}
+        assert leaves, "a circle among %s" % sorted(graph)
+        graph = {name: found for name, found in graph.items() if name not in leaves}
+
+
+def test_the_papers_five_files_stand_at_the_top():
+    assert {name for name in modules() if "." not in name} == PAPER
+
+
+def test_the_data_sets_need_no_tensorflow():
+    for name, path in modules().items():
+        if name.startswith("dataset.") or name in ("common.errors", "common.console"):
+            with open(path, encoding="utf-8") as file:
+                assert "import tensorflow" not in file.read(), name
