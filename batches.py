@@ -20,9 +20,9 @@ from common.console import quiet_stderr
 with quiet_stderr():  # TensorFlow greets on stderr while it is imported
     import tensorflow.compat.v1 as tf
 
-from dataset.index import J, TORSO, is_visible, load_image
 from common.errors import UserError
 from common.machine import cpu_count
+from dataset.index import TORSO, J, is_visible, load_image
 
 LIMBS = (("ankle", "knee"), ("knee", "hip"), ("hip", "shoulder"), ("shoulder", "elbow"), ("elbow", "wrist"))
 RIGHT_LIMBS, LEFT_LIMBS = ([(J[side + a], J[side + b]) for a, b in LIMBS] for side in "rl")
@@ -146,7 +146,7 @@ def part_transforms(corners, s):
 
 def cut_parts(image, transforms, has_part, s):
     """Crops (s, s, 24) of one image: one (3, 3) transform for each of PARTS; black where has_part is 0."""
-    how = dict(flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE)
+    how = {"flags": cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, "borderMode": cv2.BORDER_REPLICATE}
     nothing = np.zeros((s, s, 3), np.uint8)
     crops = [cv2.warpPerspective(image, transform, (s, s), **how) if there else nothing
              for transform, there in zip(transforms, has_part.tolist())]
@@ -155,7 +155,7 @@ def cut_parts(image, transforms, has_part, s):
 
 # ---------------------------------------------------------------------------------------------- the pipeline
 
-class Loader(object):
+class Loader:
     """load(numbers) -> Examples (uint8, stacked) of these images of the index; called from many threads.
 
     failure: the UserError of an image that could not be read, None before; TensorFlow passes on only its text.
@@ -194,7 +194,7 @@ class Loader(object):
         return Examples((size, size, 3), (size, size, 3), (s, s, 3 * len(PARTS)), (len(PARTS),))
 
 
-class BatchOrder(object):
+class BatchOrder:
     """Which images make up which batch: a pure function of (seed, number of the batch).
 
     Every pass goes over `numbers` in a new order; its last batch is filled up from the pass's front. Sets smaller than

@@ -20,9 +20,9 @@ from common.errors import UserError, reason
 
 # (block, convolutions, filters) of VGG19 (Simonyan & Zisserman 2015, table 1, column E); a pooling ends each block.
 BLOCKS = ((1, 2, 64), (2, 2, 128), (3, 4, 256), (4, 4, 512), (5, 4, 512))
-CONVOLUTIONS = ["block%d_conv%d" % (block, i + 1) for block, n, _ in BLOCKS for i in range(n)]
+CONVOLUTIONS = [f"block{block}_conv{i + 1}" for block, n, _ in BLOCKS for i in range(n)]
 LAYERS = ["input_1"] + [layer for block, n, _ in BLOCKS
-                        for layer in ["block%d_conv%d" % (block, i + 1) for i in range(n)] + ["block%d_pool" % block]]
+                        for layer in [f"block{block}_conv{i + 1}" for i in range(n)] + [f"block{block}_pool"]]
 IMAGENET_MEAN_BGR = (103.939, 116.779, 123.68)
 # The weight of the perceptual loss against the KL term, as published.
 LIKELIHOOD_FACTOR = 5.0
@@ -35,7 +35,7 @@ Terms = collections.namedtuple("Terms", "likelihood_loss feature_losses gram_los
 Terms.__doc__ = """Scalars: the weighted sum, and its weighted terms per layer (gram_losses is empty without Gram)."""
 
 
-class PerceptualLoss(object):
+class PerceptualLoss:
     """5 * sum_k feature_weights[k] mean|F_k(x) - F_k(y)| + 5 * sum_k gram_weights[k] mean|G_k(x) - G_k(y)|.
 
     weights: {"block1_conv1/kernel": array, ".../bias": array, ...} as from `load_weights`.
@@ -148,7 +148,7 @@ def weight_shapes():
     shapes, channels = {}, 3
     for block, n, filters in BLOCKS:
         for i in range(n):
-            layer = "block%d_conv%d" % (block, i + 1)
+            layer = f"block{block}_conv{i + 1}"
             shapes[layer + "/kernel"], shapes[layer + "/bias"] = (3, 3, channels, filters), (filters,)
             channels = filters
     return shapes
@@ -166,18 +166,17 @@ def load_weights(source, layers):
         return {name: random_weight(name, weight_shapes()[name]) for name in names}
     path = find_imagenet_file() if source == "imagenet" else source
     if not os.path.isfile(path):
-        raise UserError("vgg_weights: there is no file %r; expected imagenet, random or the path of an .h5 or .npz "
-                        "file (%s)" % (path, IMAGENET_URL))
+        raise UserError(f"vgg_weights: there is no file {path!r}; expected imagenet, random or the path of an .h5 or .npz "
+                        f"file ({IMAGENET_URL})")
     try:
         found = _read_npz(path, names) if path.endswith(".npz") else _read_h5(path, names)
     except Exception as error:  # h5py, zipfile and numpy raise all kinds on a damaged file
-        raise UserError("vgg_weights: cannot read %s: %s" % (path, reason(error)))
+        raise UserError(f"vgg_weights: cannot read {path}: {reason(error)}")
     for name in names:
         expected = weight_shapes()[name]
         shape = found[name].shape if name in found else "nothing"
         if shape != expected:
-            raise UserError("vgg_weights: %s has %s for %s, which the feature layers need; expected shape %s"
-                            % (path, shape, name, expected))
+            raise UserError(f"vgg_weights: {path} has {shape} for {name}, which the feature layers need; expected shape {expected}")
     return {name: np.asarray(found[name], np.float32) for name in names}
 
 
@@ -198,8 +197,8 @@ def find_imagenet_file():
         return tf.keras.utils.get_file(IMAGENET_FILE, IMAGENET_URL, cache_dir=keras_home, cache_subdir="models",
                                        file_hash=IMAGENET_MD5)
     except Exception as error:  # urllib's, the disk's and the hash's failures come as anything
-        raise UserError("vgg_weights: cannot download VGG19's weights (%s); get %s elsewhere and put it into %s, or "
-                        "set vgg_weights to its path" % (reason(error), IMAGENET_URL,
+        raise UserError("vgg_weights: cannot download VGG19's weights ({}); get {} elsewhere and put it into {}, or "
+                        "set vgg_weights to its path".format(reason(error), IMAGENET_URL,
                                                          os.path.join(keras_home, "models")))
 
 

@@ -26,18 +26,18 @@ with quiet_stderr():  # TensorFlow greets on stderr while it is imported
     import tensorflow.compat.v1 as tf
 
 from batches import BatchOrder, Loader, pipeline
+from common.errors import Parser, UserError, number_above_0, reason, whole_number
+from common.machine import make_session, set_up_tensorflow
+from dataset.index import Index
+from deeploss import load_weights
+from inference.evaluation import evaluate, report_toy
+from inference.rendering import animate, sample, transfer
 from training.checkpoints import Checkpoint, CheckpointSaver, find_checkpoint
 from training.cluster import join_cluster
 from training.config import load_config
-from dataset.index import Index
-from deeploss import load_weights
-from common.errors import Parser, UserError, number_above_0, reason, whole_number
-from inference.evaluation import evaluate, report_toy
-from training.graphs import TrainingGraph
-from inference.rendering import animate, sample, transfer
-from training.runs import Run, tile, to_uint8, transfer_grid
-from common.machine import make_session, set_up_tensorflow
 from training.curves import save_result
+from training.graphs import TrainingGraph
+from training.runs import Run, tile, to_uint8, transfer_grid
 
 MOST_OVERFLOWS = 50  # more than it takes the scale of float16's loss to come down to 1
 
@@ -52,10 +52,10 @@ def main(argv=None):
             options.checkpoint = find_checkpoint(options.checkpoint)
         return MODES[options.mode](options, load_config(options.config or saved_config(options.checkpoint))) or 0
     except UserError as error:
-        print("error: %s" % error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     except tf.errors.ResourceExhaustedError as error:
-        print("error: out of memory, which a smaller batch_size may spare: %s" % reason(error), file=sys.stderr)
+        print(f"error: out of memory, which a smaller batch_size may spare: {reason(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -83,14 +83,14 @@ def parse_options(argv):
     options = parser.parse_args(argv)
     for name, modes in MODES_OF_OPTIONS.items():
         if getattr(options, name) and options.mode not in modes:
-            parser.error("--%s goes with --mode %s" % (name, " or ".join(modes)))
+            parser.error("--{} goes with --mode {}".format(name, " or ".join(modes)))
     for name in ("--appearance", "--pose"):
         if options.mode == "animate" and getattr(options, name[2:]) is None:
-            parser.error("--mode animate needs %s" % name)
+            parser.error(f"--mode animate needs {name}")
     if options.retrain and options.checkpoint is None:
         parser.error("--retrain needs --checkpoint")
     if options.mode != "train" and options.checkpoint is None:
-        parser.error("--mode %s needs --checkpoint" % options.mode)
+        parser.error(f"--mode {options.mode} needs --checkpoint")
     if options.batches and (options.appearance or options.pose):
         parser.error("--batches goes without --appearance and --pose")
     if options.mode == "train" and options.config is None:
@@ -102,7 +102,7 @@ def saved_config(prefix):
     """Path of the config that was saved with the run of a checkpoint."""
     path = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(prefix))), "config.yaml")
     if not os.path.isfile(path):
-        raise UserError("--config is needed: %s is not in a run folder, which has a config.yaml" % prefix)
+        raise UserError(f"--config is needed: {prefix} is not in a run folder, which has a config.yaml")
     return os.path.relpath(path)
 
 
@@ -116,8 +116,7 @@ def train(options, config):
     first_step = 0 if checkpoint is None or options.retrain else checkpoint.step()
     steps = config["lr_decay_end"] - first_step
     if steps <= 0:
-        print("nothing left to train: %s is at step %d, and training ends at lr_decay_end %d"
-              % (checkpoint.prefix, first_step, config["lr_decay_end"]))
+        print("nothing left to train: {} is at step {}, and training ends at lr_decay_end {}".format(checkpoint.prefix, first_step, config["lr_decay_end"]))
         return 0
     vgg_weights = load_weights(config["vgg_weights"], config["feature_layers"])
     cluster = join_cluster(config)
@@ -137,8 +136,8 @@ def train(options, config):
             if cluster.number == 0:
                 test_batch = load.batch(BatchOrder(index.usable("test"), config["batch_size"], config["seed"]).batch(0))
                 run = Run(options.log_dir, config)  # last of all, so that bad input leaves none behind
-                run.say("training from step %d to %d%s; pictures and checkpoints: %s" % (
-                    first_step, config["lr_decay_end"], ", from %s" % checkpoint.prefix if checkpoint else "", run.folder))
+                run.say("training from step {} to {}{}; pictures and checkpoints: {}".format(
+                    first_step, config["lr_decay_end"], f", from {checkpoint.prefix}" if checkpoint else "", run.folder))
             trainer = Trainer(config, session, graph, saver, run, load, test_batch)
             stopped_by = trainer.train(first_step)
             cluster.leave()
@@ -169,16 +168,15 @@ def finish(options, config, index, trainer, stopped_by):
     run = trainer.run
     result = save_result(run, trainer.transfers)
     if stopped_by:
-        run.say("to go on: python main.py --config %s --checkpoint %s"
-                % (shlex.quote(options.config), shlex.quote(run.folder)))
+        run.say(f"to go on: python main.py --config {shlex.quote(options.config)} --checkpoint {shlex.quote(run.folder)}")
     else:
         report_toy(config, index, trainer.load, trainer.session, trainer.graph.renderer, run)
-    run.say("%sthe pictures are in %s%s" % ("" if stopped_by else "done; ", run.folder,
-                                            "; curves and last transfers: %s" % result if result else ""))
+    run.say("{}the pictures are in {}{}".format("" if stopped_by else "done; ", run.folder,
+                                            f"; curves and last transfers: {result}" if result else ""))
     run.close()
 
 
-class Trainer(object):
+class Trainer:
     """The training loop, and what it does every so often; that falls to worker 0: the others have no run."""
 
     def __init__(self, config, session, graph, saver, run, load, test_batch):
@@ -202,7 +200,7 @@ class Trainer(object):
                 self.seconds += time.time() - start
                 self.images += batch_size * self.graph.cluster.size
                 step += 1
-                bar.set_postfix(step=step, loss="%.4g" % scalars["loss"], refresh=False)
+                bar.set_postfix(step=step, loss="{:.4g}".format(scalars["loss"]), refresh=False)
                 bar.update(batch_size)
                 if self.run is None:
                     continue
@@ -213,8 +211,7 @@ class Trainer(object):
                 if step % self.config["ckpt_freq"] == 0:
                     self.save(step)
         if self.run is not None:
-            self.run.say("%s at step %d, saved as %s"
-                         % ("stopped by a signal" if stopping else "trained", step, self.save(step)))
+            self.run.say("{} at step {}, saved as {}".format("stopped by a signal" if stopping else "trained", step, self.save(step)))
             if not stopping and step % self.config["test_freq"]:
                 self.draw_tests(step)
         return (signals.number or signal.SIGTERM) if stopping else 0
@@ -231,8 +228,8 @@ class Trainer(object):
             if self.load.failure is None:
                 self.graph.cluster.explain(error)
                 raise
-            saved = "" if self.run is None else " (step %d is saved: %s)" % (step, self.save(step))
-            raise UserError("%s%s" % (self.load.failure, saved))
+            saved = "" if self.run is None else f" (step {step} is saved: {self.save(step)})"
+            raise UserError(f"{self.load.failure}{saved}")
         self.check(step, scalars)
         return scalars, batch, stopping or self.graph.cluster.size == 1 and signals.number != 0
 
@@ -242,8 +239,8 @@ class Trainer(object):
         self.overflows = self.overflows + 1 if overflows else 0
         for name in ("loss",) if 0 < self.overflows < MOST_OVERFLOWS else ("loss", "gradient_norm"):
             if not math.isfinite(scalars[name]):
-                raise UserError("training stopped: %s is %s in step %d, nothing of it is saved; expected finite numbers"
-                                ", which a lower lr may give" % (name, scalars[name], step + 1))
+                raise UserError(f"training stopped: {name} is {scalars[name]} in step {step + 1}, nothing of it is saved; expected finite numbers"
+                                ", which a lower lr may give")
 
     def log(self, step, scalars, batch):
         """Scalars, distributions and pictures of the training batch, and of the test batch with the suffix or prefix
@@ -260,7 +257,7 @@ class Trainer(object):
         """Pictures, stick figures, reconstructions and prior samples of a batch; returns its losses."""
         losses, reconstructions, means = self.graph.evaluate(self.session, batch)
         for k, values in enumerate(means):
-            self.run.histogram("posterior_means_%d%s" % (k, "_valid" if prefix else ""), values, step)
+            self.run.histogram("posterior_means_{}{}".format(k, "_valid" if prefix else ""), values, step)
         samples = self.graph.renderer.sample(self.session, batch.stick, step)
         for name, pictures in (("x", batch.image), ("c", batch.stick), ("sample", to_uint8(reconstructions)),
                                ("test_sample", to_uint8(samples))):
@@ -280,7 +277,7 @@ class Trainer(object):
         return self.saver.save(self.session, self.run.checkpoints, step)
 
 
-class StopSignal(object):
+class StopSignal:
     """While entered, SIGINT and SIGTERM only leave their `number`; a second one stops at once."""
 
     def __init__(self):

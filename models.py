@@ -27,7 +27,7 @@ Decoded = collections.namedtuple("Decoded", "picture prior_means")
 Decoded.__doc__ = """A picture (N, S, S, 3), not squashed, and the prior's means, shaped as the posterior's."""
 
 
-class VUNet(object):
+class VUNet:
     """The networks of one configuration; the weights live in the graph, by name, and every walk shares them.
 
     spatial_size: S, a power of two. box_factor: part crops are 2^box_factor smaller. bottleneck_factor: the coarsest

@@ -18,7 +18,7 @@ import tensorflow.compat.v1 as tf
 V_STDDEV = 0.05  # Salimans & Kingma 2016, section 3
 
 
-class Walk(object):
+class Walk:
     """The settings of one pass through the networks, made anew for every pass.
 
     name: str, keeps the random numbers of different passes apart.
@@ -53,7 +53,7 @@ class Walk(object):
         """Layers made inside belong to the sub-network `name` and are numbered from 0."""
         outer = self._scope, self._counts
         self._scope, self._counts = name, collections.Counter()
-        with tf.name_scope("%s/%s/" % (self.name, name)):
+        with tf.name_scope(f"{self.name}/{name}/"):
             yield
         self._scope, self._counts = outer
 
@@ -61,7 +61,7 @@ class Walk(object):
         """Name of the next thing of this kind, for example enc_up/conv2d_3."""
         number = self._counts[kind]
         self._counts[kind] += 1
-        return "%s/%s_%d" % (self._scope, kind, number)
+        return f"{self._scope}/{kind}_{number}"
 
     def normal(self, x):
         """Standard normal noise of the shape of x."""
@@ -112,8 +112,8 @@ class Walk(object):
         return tf.reshape(random_bytes >= self._drop_threshold, shape)
 
     def _random_key(self, kind):
-        name = self.name if kind == "noise" or not self.part else "%s of worker %d" % (self.name, self.part)
-        return tf.stack([tf.constant(stream_key(self.seed, "%s/%s" % (name, self.place(kind))), tf.int64),
+        name = self.name if kind == "noise" or not self.part else f"{self.name} of worker {self.part}"
+        return tf.stack([tf.constant(stream_key(self.seed, f"{name}/{self.place(kind)}"), tf.int64),
                          tf.cast(self.step, tf.int64)])
 
 

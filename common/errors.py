@@ -14,17 +14,17 @@ class Parser(argparse.ArgumentParser):
     """A parser of options that refuses bad ones with one line, and does not guess at abbreviated ones."""
 
     def __init__(self, **settings):
-        super(Parser, self).__init__(allow_abbrev=False, **settings)
+        super().__init__(allow_abbrev=False, **settings)
 
     def error(self, message):
-        self.exit(2, "error: %s (%s --help says more)\n" % (_one_line(message, 1000), self.prog))
+        self.exit(2, f"error: {_one_line(message, 1000)} ({self.prog} --help says more)\n")
 
 
 def whole_number(most):
     """The type of an option that takes a whole number from 1 to `most`."""
     def convert(text):
         if not text.isdecimal() or len(text) > 12 or not 1 <= int(text) <= most:
-            raise argparse.ArgumentTypeError("expected a whole number from 1 to %d, found %s" % (most, shown(text)))
+            raise argparse.ArgumentTypeError(f"expected a whole number from 1 to {most}, found {shown(text)}")
         return int(text)
     return convert
 
@@ -37,7 +37,7 @@ def number_above_0(most):
         except ValueError:
             number = -1.0
         if not 0 < number <= most:
-            raise argparse.ArgumentTypeError("expected a number above 0, up to %g, found %s" % (most, shown(text)))
+            raise argparse.ArgumentTypeError(f"expected a number above 0, up to {most:g}, found {shown(text)}")
         return number
     return convert
 

@@ -48,8 +48,7 @@ def session_options(config):
     rewrites.meta_optimizer_iterations = rewrites.ONE  # a second pass takes seconds and speeds up nothing
     if config["precision"] == "mixed" and not has_gpu():
         if not hasattr(rewrites, "auto_mixed_precision_onednn_bfloat16"):
-            raise UserError("precision: mixed: expected a GPU or, on CPUs, TensorFlow 2.x, found TensorFlow %s and no GPU"
-                            % tf.__version__)
+            raise UserError(f"precision: mixed: expected a GPU or, on CPUs, TensorFlow 2.x, found TensorFlow {tf.__version__} and no GPU")
         rewrites.auto_mixed_precision_onednn_bfloat16 = rewrites.ON
         # Sums of thousands of numbers lose too much in bfloat16's 8 bits.
         for change in ("INFERLIST_REMOVE", "DENYLIST_ADD"):

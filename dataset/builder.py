@@ -10,9 +10,9 @@ import shutil
 import numpy as np
 from PIL import Image
 
-from dataset.index import TORSO, is_visible
-from common.errors import UserError, reason, shown
 from common.console import progress_bar
+from common.errors import UserError, reason, shown
+from dataset.index import TORSO, is_visible
 
 MARGIN = 0.15  # of the longer side of a person's box, on each side
 # All that a data set of this tool consists of; a folder that holds anything else is never replaced.
@@ -21,7 +21,7 @@ CONTENT = {"images", "index.p", "left_out.txt"}
 Person = collections.namedtuple("Person", "image joints train group")
 
 
-class IndexBuilder(object):
+class IndexBuilder:
     """A data set in the making: images/, index.p and left_out.txt in the folder `out`.
 
     with IndexBuilder("data/mine", names) as builder:
@@ -42,21 +42,21 @@ class IndexBuilder(object):
         try:
             self._check(overwrite)
         except OSError as error:
-            raise UserError("--out: %s: %s" % (out, error.strerror))
+            raise UserError(f"--out: {out}: {error.strerror}")
 
     def _check(self, overwrite):
         """Refuses places where something would be lost."""
         if not self.name or os.path.isfile(self.out):
-            raise UserError("--out: %s: expected a folder, found %s" % (self.name, "a file" if self.name else "nothing"))
+            raise UserError("--out: {}: expected a folder, found {}".format(self.name, "a file" if self.name else "nothing"))
         if os.path.isdir(self.out) and os.listdir(self.out) and not (overwrite and _is_data_set(self.out)):
-            raise UserError("--out: %s: expected a new or empty folder%s, found one with %s in it" % (
+            raise UserError("--out: {}: expected a new or empty folder{}, found one with {} in it".format(
                 self.name, " or, with --overwrite, a data set of this tool" if overwrite or _is_data_set(self.out) else "",
                 ", ".join(sorted(os.listdir(self.out))[:3])))
         if os.path.ismount(self.out):
-            raise UserError("--out: %s: expected a folder that can be renamed, found a mount point; take one in it" % self.name)
+            raise UserError(f"--out: {self.name}: expected a folder that can be renamed, found a mount point; take one in it")
         for path in (self.partial, self.old):
             if os.path.exists(path) and not _is_data_set(path):
-                raise UserError("--out: %s is in the way: expected what an interrupted run left there, or nothing" % path)
+                raise UserError(f"--out: {path} is in the way: expected what an interrupted run left there, or nothing")
 
     def __enter__(self):
         try:
@@ -71,9 +71,9 @@ class IndexBuilder(object):
                     os.remove(path)
             os.makedirs(os.path.join(self.partial, "images"))
         except BlockingIOError:
-            raise UserError("--out: another run is making %s" % self.name)
+            raise UserError(f"--out: another run is making {self.name}")
         except OSError as error:
-            raise UserError("--out: cannot make the folder %s: %s" % (self.partial, error.strerror))
+            raise UserError(f"--out: cannot make the folder {self.partial}: {error.strerror}")
         return self
 
     def __exit__(self, *unused):
@@ -97,7 +97,7 @@ class IndexBuilder(object):
         extension = ".jpg" if jpeg is not None else os.path.splitext(source)[1]
         number, image = 1, stem + extension
         while image in self.names:
-            number, image = number + 1, "%s_%d%s" % (stem, number, extension)
+            number, image = number + 1, f"{stem}_{number}{extension}"
         self.names.add(image)
         path = os.path.join(self.partial, "images", image)
         try:
@@ -107,7 +107,7 @@ class IndexBuilder(object):
             else:
                 shutil.copyfile(source, path)
         except OSError as error:
-            raise UserError("%s: cannot be written: %s" % (path, reason(error)))
+            raise UserError(f"{path}: cannot be written: {reason(error)}")
         self.people.append(Person("images/" + image, joints, train, group or name))
         return True
 
@@ -117,7 +117,7 @@ class IndexBuilder(object):
 
     def left_out_lines(self):
         """A line for everybody who was left out."""
-        return ["%s: %s" % (shown(name, 1000), details) for name, _, details in self.left_out]
+        return [f"{shown(name, 1000)}: {details}" for name, _, details in self.left_out]
 
     def has_torso(self, joints):
         """Whether both hips and both shoulders are among joints (J, 2)."""
@@ -141,7 +141,7 @@ class IndexBuilder(object):
             os.rename(self.partial, self.out)
             shutil.rmtree(self.old, ignore_errors=True)
         except OSError as error:
-            raise UserError("--out: %s: cannot be written: %s" % (self.name, error.strerror))
+            raise UserError(f"--out: {self.name}: cannot be written: {error.strerror}")
         self._summarise(index)
 
     def _split(self, test_share):
@@ -154,19 +154,18 @@ class IndexBuilder(object):
     def _summarise(self, index):
         visible = is_visible(index["joints"]).mean(axis=0)
         n_train = sum(index["train"])
-        print("%s: %d images seen, %d people kept: %d for training, %d for tests" % (
-            self.name, self.images_seen, len(self.people), n_train, len(self.people) - n_train))
+        print(f"{self.name}: {self.images_seen} images seen, {len(self.people)} people kept: {n_train} for training, {len(self.people) - n_train} for tests")
         if self.left_out:
-            print("left out: %s; left_out.txt names them" % self._reasons())
-        print("visible: " + ", ".join("%s %.0f %%" % (name, 100 * share)
+            print(f"left out: {self._reasons()}; left_out.txt names them")
+        print("visible: " + ", ".join(f"{name} {100 * share:.0f} %"
                                       for name, share in zip(self.joint_order, visible)))
         for split, there in (("training", n_train), ("test", len(self.people) - n_train)):
             if not there:
-                print("there is no %s image, and training needs some of either split" % split)
-        print("to check it and see it: python tools/check_index.py %s" % os.path.join(self.name, "index.p"))
+                print(f"there is no {split} image, and training needs some of either split")
+        print("to check it and see it: python tools/check_index.py {}".format(os.path.join(self.name, "index.p")))
 
     def _reasons(self):
-        return ", ".join("%d %s" % (n, why) for why, n in collections.Counter(why for _, why, _ in self.left_out).most_common())
+        return ", ".join(f"{n} {why}" for why, n in collections.Counter(why for _, why, _ in self.left_out).most_common())
 
 
 def _is_data_set(folder):

@@ -5,9 +5,9 @@ import os
 
 import numpy as np
 
-from dataset.index import is_file_name, leaves_folder, read_image
 from common.errors import UserError, reason, shown
 from dataset.builder import cut_square, in_parallel, square_around
+from dataset.index import is_file_name, leaves_folder, read_image
 
 # COCO's order; left and right are the person's own.
 JOINTS = ("cnose", "leye", "reye", "lear", "rear", "lshoulder", "rshoulder", "lelbow", "relbow", "lwrist", "rwrist",
@@ -19,7 +19,7 @@ def add_people(builder, options):
     """Takes in the people of options.annotations and, for tests, of options.test_annotations."""
     for folder in options.images:
         if not os.path.isdir(folder):
-            raise UserError("--images: there is no folder %s" % shown(folder, 1000))
+            raise UserError(f"--images: there is no folder {shown(folder, 1000)}")
     sources = [(options.annotations, None if options.test_annotations is None else True)]
     if options.test_annotations is not None:
         sources.append((options.test_annotations, False))
@@ -34,23 +34,22 @@ def read_annotations(path):
         with open(path, encoding="utf-8") as file:
             data = json.load(file)
     except OSError as error:
-        raise UserError("%s: cannot be read: %s" % (path, error.strerror))
+        raise UserError(f"{path}: cannot be read: {error.strerror}")
     except (ValueError, RecursionError) as error:
-        raise UserError("%s: is not JSON: %s" % (path, reason(error)))
+        raise UserError(f"{path}: is not JSON: {reason(error)}")
     if not isinstance(data, dict) or not all(isinstance(data.get(key), list) for key in ("images", "annotations")):
-        raise UserError("%s: expected COCO's person_keypoints_*.json with the lists images and annotations" % path)
+        raise UserError(f"{path}: expected COCO's person_keypoints_*.json with the lists images and annotations")
     photos, people = {}, collections.defaultdict(list)
     for i, photo in enumerate(data["images"]):
         if not isinstance(photo, dict) or not _is_id(photo.get("id")) or not _is_name(photo.get("file_name")):
-            raise UserError("%s: images[%d]: expected id and file_name, found %s" % (path, i, shown(photo)))
+            raise UserError(f"{path}: images[{i}]: expected id and file_name, found {shown(photo)}")
         photos[photo["id"]] = photo["file_name"]
     for i, person in enumerate(data["annotations"]):
         fault = _annotation_fault(person)
         if fault:
-            raise UserError("%s: annotations[%d]: %s" % (path, i, fault))
+            raise UserError(f"{path}: annotations[{i}]: {fault}")
         if person["image_id"] not in photos:
-            raise UserError("%s: annotations[%d]: image_id: found %s, expected one of images"
-                            % (path, i, shown(person["image_id"])))
+            raise UserError("{}: annotations[{}]: image_id: found {}, expected one of images".format(path, i, shown(person["image_id"])))
         people[person["image_id"]].append(person)
     return photos, people
 
@@ -65,11 +64,11 @@ def _is_id(value):
 
 def _annotation_fault(person):
     if not isinstance(person, dict) or not all(_is_id(person.get(key)) for key in ("id", "image_id")):
-        return "expected id and image_id, found %s" % shown(person)
+        return f"expected id and image_id, found {shown(person)}"
     for key, length in (("keypoints", 3 * len(JOINTS)), ("bbox", 4)):
         value = person.get(key)
         if not isinstance(value, list) or len(value) != length or not all(_is_coordinate(v) for v in value):
-            return "%s: expected %d numbers, found %s" % (key, length, shown(value))
+            return f"{key}: expected {length} numbers, found {shown(value)}"
 
 
 def _is_coordinate(value):
@@ -137,12 +136,12 @@ def _why_not(builder, person, joints, points, min_size):
     if not builder.has_torso(joints):
         return "hips or shoulders not seen"
     if np.ptp(points, axis=0).max() < min_size:
-        return "smaller than %d pixels" % min_size
+        return f"smaller than {min_size} pixels"
     return None
 
 
 def _crop_name(photo, person):
-    return "%s_%s.jpg" % (os.path.splitext(photo)[0], person["id"])
+    return "{}_{}.jpg".format(os.path.splitext(photo)[0], person["id"])
 
 
 def find_photo(name, folders):

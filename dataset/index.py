@@ -33,7 +33,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 # ---------------------------------------------------------------------------------------------- the index
 
-class Index(object):
+class Index:
     """A data index, checked: images with their joints.
 
     path: of a pickled dict beside its images (README, "Your own data"). allow_outside: whether the paths in it may leave
@@ -47,8 +47,8 @@ class Index(object):
             data = read_index(path)
             faults = index_faults(data, allow_outside)
             if faults:
-                more = " (and %d more faults: python tools/check_index.py %s lists them)" % (len(faults) - 1, path)
-                raise UserError("%s: %s%s" % (path, faults[0], more if len(faults) > 1 else ""))
+                more = f" (and {len(faults) - 1} more faults: python tools/check_index.py {path} lists them)"
+                raise UserError("{}: {}{}".format(path, faults[0], more if len(faults) > 1 else ""))
         self.path, self.allow_outside = path, allow_outside
         self.folder = os.path.dirname(os.path.abspath(path))
         self.images = [str(image) for image in data["imgs"]]
@@ -69,8 +69,8 @@ class Index(object):
         """
         usable = np.flatnonzero(self.has_torso() & (self.train if split == "train" else ~self.train))
         if not len(usable):
-            raise UserError("%s: no usable %s image: of %d images %d are for %s, and none of those shows both hips and "
-                            "both shoulders" % (self.path, {"train": "training"}.get(split, split), len(self.train),
+            raise UserError("{}: no usable {} image: of {} images {} are for {}, and none of those shows both hips and "
+                            "both shoulders".format(self.path, {"train": "training"}.get(split, split), len(self.train),
                                                 np.sum(self.train == (split == "train")), split))
         return usable
 
@@ -87,12 +87,11 @@ def is_visible(joints):
 def read_index(path):
     """The dict of an index file, nothing in it trusted. Raises UserError."""
     if not os.path.isfile(path):
-        raise UserError("data_index: there is no file %s; ./download_data.sh fetches the data sets of the paper, "
-                        "python tools/make_toy.py draws one, and the README says how to make your own" % path)
+        raise UserError(f"data_index: there is no file {path}; ./download_data.sh fetches the data sets of the paper, "
+                        "python tools/make_toy.py draws one, and the README says how to make your own")
     data = load_plain(path)
     if not isinstance(data, dict):
-        raise UserError("%s: expected a pickled dict with joint_order, imgs, train and joints, found %s"
-                        % (path, type(data).__name__))
+        raise UserError(f"{path}: expected a pickled dict with joint_order, imgs, train and joints, found {type(data).__name__}")
     return data
 
 
@@ -100,7 +99,7 @@ def read_index(path):
 
 def index_faults(data, allow_outside=False):
     """Everything that is wrong with the dict of an index, a list of lines; empty when it obeys the rules."""
-    faults = ["there is no key %r" % key for key in ("joint_order", "imgs", "train", "joints") if key not in data]
+    faults = [f"there is no key {key!r}" for key in ("joint_order", "imgs", "train", "joints") if key not in data]
     order_faults = _joint_order_faults(data["joint_order"]) if "joint_order" in data else []
     faults += order_faults
     lists = {}
@@ -109,19 +108,18 @@ def index_faults(data, allow_outside=False):
             if is_list(data[key]):
                 lists[key] = data[key]
             else:
-                faults.append("%s: expected a list, found %s" % (key, type(data[key]).__name__))
+                faults.append(f"{key}: expected a list, found {type(data[key]).__name__}")
     if len({len(values) for values in lists.values()}) > 1:
         faults.append("lists of unequal length: "
-                      + ", ".join("%s has %d" % (key, len(values)) for key, values in sorted(lists.items())))
+                      + ", ".join(f"{key} has {len(values)}" for key, values in sorted(lists.items())))
     if "imgs" in lists and not len(lists["imgs"]):
         faults.append("imgs: the list is empty")
     for i, image in enumerate(lists.get("imgs", ())):
         if not is_file_name(image):
-            faults.append("imgs[%d]: expected a path, found %s" % (i, shown(image)))
+            faults.append(f"imgs[{i}]: expected a path, found {shown(image)}")
         elif not allow_outside and leaves_folder(image):
-            faults.append("imgs[%d]: %s leaves the folder of the index; allow_outside_images: true allows it"
-                          % (i, shown(image)))
-    faults += ["train[%d]: expected true or false, found %s" % (i, shown(flag))
+            faults.append(f"imgs[{i}]: {shown(image)} leaves the folder of the index; allow_outside_images: true allows it")
+    faults += [f"train[{i}]: expected true or false, found {shown(flag)}"
                for i, flag in enumerate(lists.get("train", ()))
                if not isinstance(flag, (bool, np.bool_, int, np.integer)) or flag not in (0, 1)]
     n_joints = len(data["joint_order"]) if "joint_order" in data and not order_faults else None
@@ -147,14 +145,14 @@ def leaves_folder(path):
 
 def _joint_order_faults(joint_order):
     if not is_list(joint_order):
-        return ["joint_order: expected a list of names, found %s" % type(joint_order).__name__]
+        return [f"joint_order: expected a list of names, found {type(joint_order).__name__}"]
     if len(joint_order) > MOST_JOINTS:
-        return ["joint_order: expected at most %d names, found %d" % (MOST_JOINTS, len(joint_order))]
-    strangers = ["joint_order[%d]: expected a name, found %s" % (i, shown(name))
+        return [f"joint_order: expected at most {MOST_JOINTS} names, found {len(joint_order)}"]
+    strangers = [f"joint_order[{i}]: expected a name, found {shown(name)}"
                  for i, name in enumerate(joint_order) if not isinstance(name, str)]
     names = [name for name in joint_order if isinstance(name, str)]
-    return (strangers + ["joint_order: there is no joint %r" % name for name in JOINTS if name not in names]
-            + ["joint_order: %r stands there %d times" % (name, names.count(name)) for name in JOINTS
+    return (strangers + [f"joint_order: there is no joint {name!r}" for name in JOINTS if name not in names]
+            + [f"joint_order: {name!r} stands there {names.count(name)} times" for name in JOINTS
                if names.count(name) > 1])
 
 
@@ -165,11 +163,11 @@ def _joints_faults(joints, n_joints):
         # One list may stand there many times over: it is looked at once. (The list too, so that its id stays its own.)
         points, _ = seen[id(given)] = seen.get(id(given)) or (_as_points(given), given)
         if points is None:
-            faults.append("joints[%d]: expected %s pairs of numbers" % (i, n_joints or "as many"))
+            faults.append("joints[{}]: expected {} pairs of numbers".format(i, n_joints or "as many"))
         elif n_joints and len(points) != n_joints:
-            faults.append("joints[%d]: expected shape (%d, 2), found %s" % (i, n_joints, points.shape))
+            faults.append(f"joints[{i}]: expected shape ({n_joints}, 2), found {points.shape}")
         elif not np.isfinite(points).all():
-            faults.append("joints[%d]: expected finite numbers, found %s" % (i, points[~np.isfinite(points)][0]))
+            faults.append(f"joints[{i}]: expected finite numbers, found {points[~np.isfinite(points)][0]}")
         else:
             largest.append(points.max())
             if largest[-1] > FARTHEST_JOINT:
@@ -222,17 +220,17 @@ def read_image(path, size=None):
     Raises UserError where the file is not a whole image of at most MAX_PIXELS pixels.
     """
     if not os.path.isfile(path):  # a pipe would be waited for
-        raise UserError("%s: there is no such image" % shown(path, 1000))
+        raise UserError(f"{shown(path, 1000)}: there is no such image")
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise ValueError("expected at most %d pixels, found %d x %d" % (MAX_PIXELS, image.width, image.height))
+                raise ValueError(f"expected at most {MAX_PIXELS} pixels, found {image.width} x {image.height}")
             if size is not None:
                 image.draft(None, (2 * size, 2 * size))
             image.load()
             return _to_rgb(image)
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        raise UserError("%s: cannot be read as an image: %s" % (shown(path, 1000), reason(error)))
+        raise UserError(f"{shown(path, 1000)}: cannot be read as an image: {reason(error)}")
 
 
 def _to_rgb(image):

@@ -6,9 +6,9 @@ import re
 
 import numpy as np
 
-from dataset.index import read_image
 from common.errors import UserError, reason, shown
 from dataset.builder import files_below, in_parallel
+from dataset.index import read_image
 
 # OpenPose's order. The label lists published with the files have eyes and ears the other way round; photos matched to
 # their rows show this one.
@@ -29,7 +29,7 @@ def add_people(builder, options):
     rows = [row for train in (True, False) for row in read_rows(csvs[train], train)]
     pairs = read_pairs(options.pairs) if options.pairs else None
     if not os.path.isdir(options.images):
-        raise UserError("--images: there is no folder %s" % shown(options.images, 1000))
+        raise UserError(f"--images: there is no folder {shown(options.images, 1000)}")
     paths = files_below(os.path.abspath(options.images), (".jpg", ".jpeg", ".png"), builder)
     builder.images_seen = len(paths)
     matched = match(rows, paths, builder)
@@ -59,14 +59,14 @@ def read_rows(path, train):
     """The rows of an annotation CSV. Raises UserError."""
     lines = _read_lines(path)
     if not lines or lines[0].strip() != HEADER:
-        raise UserError("%s: line 1: expected %s, found %s" % (path, HEADER, shown(lines[0] if lines else "nothing")))
-    return [_parse(line, "%s: line %d" % (path, i), train) for i, line in enumerate(lines[1:], 2) if line.strip()]
+        raise UserError("{}: line 1: expected {}, found {}".format(path, HEADER, shown(lines[0] if lines else "nothing")))
+    return [_parse(line, f"{path}: line {i}", train) for i, line in enumerate(lines[1:], 2) if line.strip()]
 
 
 def _parse(line, where, train):
     fields = line.split(":")
     if len(fields) != 3 or not fields[0].strip():
-        raise UserError("%s: expected name: [18 y]: [18 x], found %s" % (where, shown(line)))
+        raise UserError(f"{where}: expected name: [18 y]: [18 x], found {shown(line)}")
     columns = []
     for field in fields[1:]:
         try:
@@ -75,7 +75,7 @@ def _parse(line, where, train):
             values = None
         if not isinstance(values, list) or len(values) != len(JOINTS) or not all(
                 isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1e6 for v in values):
-            raise UserError("%s: expected a list of %d numbers, found %s" % (where, len(JOINTS), shown(field)))
+            raise UserError(f"{where}: expected a list of {len(JOINTS)} numbers, found {shown(field)}")
         columns.append(values)
     y, x = columns
     joints = np.stack([x, y], axis=1).astype(np.float64)
@@ -87,14 +87,14 @@ def read_pairs(path):
     """[(from, to)]: the image names of a pair list. Raises UserError."""
     lines = _read_lines(path)
     if not lines or lines[0].strip() != "from,to":
-        raise UserError("%s: line 1: expected from,to, found %s" % (path, shown(lines[0] if lines else "nothing")))
+        raise UserError("{}: line 1: expected from,to, found {}".format(path, shown(lines[0] if lines else "nothing")))
     pairs = []
     for i, line in enumerate(lines[1:], 2):
         names = [name.strip() for name in line.split(",")]
         if names == [""]:
             continue
         if len(names) != 2 or not all(names):
-            raise UserError("%s: line %d: expected two image names, found %s" % (path, i, shown(line)))
+            raise UserError(f"{path}: line {i}: expected two image names, found {shown(line)}")
         pairs.append(tuple(names))
     return pairs
 
@@ -111,8 +111,7 @@ def number_pairs(pairs, numbers, known):
             kept.append(found)
         else:
             unknown += not all(any(key in known for key in _keys(name)) for name in pair)
-    print("pairs: %d of %d kept; %d have an image that no row names, %d one that was left out"
-          % (len(kept), len(pairs), unknown, len(pairs) - len(kept) - unknown))
+    print(f"pairs: {len(kept)} of {len(pairs)} kept; {unknown} have an image that no row names, {len(pairs) - len(kept) - unknown} one that was left out")
     return np.array(kept, np.int64).reshape(-1, 2)
 
 
@@ -121,9 +120,9 @@ def _read_lines(path):
         with open(path, encoding="utf-8-sig") as file:
             return file.read().splitlines()
     except OSError as error:
-        raise UserError("%s: cannot be read: %s" % (shown(path, 1000), error.strerror))
+        raise UserError(f"{shown(path, 1000)}: cannot be read: {error.strerror}")
     except UnicodeDecodeError as error:
-        raise UserError("%s: is not text: %s" % (path, reason(error)))
+        raise UserError(f"{path}: is not text: {reason(error)}")
 
 
 # ---------------------------------------------------------------------------------------------- the images

@@ -3,10 +3,10 @@ import os
 
 import numpy as np
 
-from dataset.index import read_image
-from common.errors import UserError, reason, shown
 from common.console import quiet_stderr
+from common.errors import UserError, reason, shown
 from dataset.builder import cut_square, files_below, square_around, with_progress
+from dataset.index import read_image
 
 # The landmarks of MediaPipe that are kept, by their number there; left and right are the person's own.
 LANDMARKS = {"cnose": 0, "leye": 2, "reye": 5, "lear": 7, "rear": 8, "lshoulder": 11, "rshoulder": 12, "lelbow": 13,
@@ -58,7 +58,7 @@ def find_photos(folder, builder):
     """Sorted paths of the photos in the folder and below. Raises UserError where there is none."""
     paths = files_below(folder, EXTENSIONS + TO_CONVERT, builder)
     if not paths:
-        raise UserError("%s: expected a folder with photos (%s), found %s" % (
+        raise UserError("{}: expected a folder with photos ({}), found {}".format(
             shown(folder, 1000), " ".join(EXTENSIONS), "none in it" if os.path.isdir(folder) else "no such folder"))
     return paths
 
@@ -72,7 +72,7 @@ def load_estimator():
             estimator = Pose(static_image_mode=True, model_complexity=1, min_detection_confidence=0.5)
             estimator.process(np.zeros((64, 64, 3), np.uint8))  # it greets while it starts
     except (ImportError, AttributeError) as error:
-        raise UserError("%s (%s)" % (INSTALL, reason(error)))
+        raise UserError(f"{INSTALL} ({reason(error)})")
     return estimator
 
 

@@ -26,22 +26,21 @@ def load_plain(path):
     """
     try:
         if os.path.getsize(path) > MAX_SIZE:
-            raise UserError("%s: expected at most %d MB, found more" % (path, MAX_SIZE // 10**6))
+            raise UserError(f"{path}: expected at most {MAX_SIZE // 10**6} MB, found more")
         with open(path, "rb") as file:
             content = file.read()
     except OSError as error:
-        raise UserError("%s: %s" % (path, error.strerror))
+        raise UserError(f"{path}: {error.strerror}")
     try:
         return _finished(_PlainUnpickler(content).load(), {})
     except _Refused as error:
-        raise UserError("%s: refused, it is no plain data: %s" % (path, error))
+        raise UserError(f"{path}: refused, it is no plain data: {error}")
     except RecursionError:
-        raise UserError("%s: refused, its values are nested too deeply" % path)
+        raise UserError(f"{path}: refused, its values are nested too deeply")
     except MemoryError:
-        raise UserError("%s: refused, it claims more memory than there is" % path)
+        raise UserError(f"{path}: refused, it claims more memory than there is")
     except Exception as error:  # a damaged pickle fails in any way
-        raise UserError("%s: is not a pickle, or a damaged one (%s: %s)"
-                        % (path, type(error).__name__, reason(error)))
+        raise UserError(f"{path}: is not a pickle, or a damaged one ({type(error).__name__}: {reason(error)})")
 
 
 class _Refused(Exception):
@@ -53,7 +52,7 @@ class _PlainUnpickler(pickle._Unpickler):
     dispatch = dict(pickle._Unpickler.dispatch)
 
     def __init__(self, content):
-        super(_PlainUnpickler, self).__init__(io.BytesIO(content), encoding="latin1")
+        super().__init__(io.BytesIO(content), encoding="latin1")
         # Of what calls make: an object array takes 8 bytes where the pickle may take 2. What is far more is made over and
         # over of the same bytes.
         self.bytes_left = 10**6 + 10 * len(content)
@@ -70,7 +69,7 @@ class _PlainUnpickler(pickle._Unpickler):
         try:
             return _STAND_INS[module.replace("numpy._core", "numpy.core"), name]
         except KeyError:
-            raise _Refused("it names %s.%s" % (module, name))
+            raise _Refused(f"it names {module}.{name}")
 
     def persistent_load(self, pid):
         raise _Refused("it refers to something outside of itself")
@@ -88,7 +87,7 @@ def _load_bytearray(unpickler):
 def _load_build(unpickler):
     """BUILD gives an object its state: that of a stand-in only, for functions and classes have states too."""
     if not isinstance(unpickler.stack[-2], (_Dtype, _Array)):
-        raise _Refused("it changes a %s" % type(unpickler.stack[-2]).__name__)
+        raise _Refused(f"it changes a {type(unpickler.stack[-2]).__name__}")
     pickle._Unpickler.load_build(unpickler)
     unpickler.count(unpickler.stack[-1])
 
@@ -102,7 +101,7 @@ def _load_long4(unpickler):
     """Whole numbers that take minutes to print are no plain data."""
     length, = struct.unpack("<i", unpickler.read(4))
     if not 0 <= length < 256:
-        raise _Refused("it holds a whole number of %d bytes" % length)
+        raise _Refused(f"it holds a whole number of {length} bytes")
     unpickler.append(pickle.decode_long(unpickler.read(length)))
 
 
@@ -120,7 +119,7 @@ def _with_short_line(load, length):
 
 def _short(line, length):
     if len(line) > length:
-        raise _Refused("it holds a number of %d digits" % len(line))
+        raise _Refused(f"it holds a number of {len(line)} digits")
     return line
 
 
@@ -137,7 +136,7 @@ def _with_plain_keys(load, keys):
 def _check_keys(keys):
     for key in keys:
         if not (key is None or isinstance(key, (str, bytes)) or isinstance(key, int) and abs(key) < 2**60):
-            raise _Refused("it has a %s as a key or in a set" % type(key).__name__)
+            raise _Refused(f"it has a {type(key).__name__} as a key or in a set")
 
 
 def _all(stack):
@@ -161,7 +160,7 @@ for _code, _keys in ((pickle.SETITEM, lambda stack: stack[-2:-1]), (pickle.SETIT
     _dispatch[_code[0]] = _with_plain_keys(_dispatch[_code[0]], _keys)
 
 
-class _Dtype(object):
+class _Dtype:
     """Stands for numpy.dtype(text, align, copy)."""
 
     def __init__(self, text, *unused):
@@ -173,12 +172,12 @@ class _Dtype(object):
 
     def dtype(self):
         if self.text[:1] not in PLAIN_KINDS or not (self.text == "O" or self.text[1:].isdigit() or self.text == "O8"):
-            raise _Refused("it holds an array of type %r" % self.text)
+            raise _Refused(f"it holds an array of type {self.text!r}")
         dtype = np.dtype(self.text)
         return dtype.newbyteorder(self.order) if self.order in ("<", ">") else dtype
 
 
-class _Array(object):
+class _Array:
     """Stands for an array until its state has come."""
 
     def __init__(self, *unused):
@@ -209,13 +208,13 @@ def _array(content, dtype, shape, order="C"):
             raise _Refused("it holds text of characters that do not exist")
     array = flat.reshape(shape, order=order)
     if not array.size and max(array.shape) > 1000:  # zero bytes that take forever to walk through
-        raise _Refused("it holds an empty array of shape %s" % (array.shape,))
+        raise _Refused(f"it holds an empty array of shape {array.shape}")
     return array
 
 
 def _array_from_buffer(content, dtype, shape, order):
     if not isinstance(content, (bytes, bytearray)):  # bytes(10**9) would be a gigabyte
-        raise _Refused("it makes an array of a %s" % type(content).__name__)
+        raise _Refused(f"it makes an array of a {type(content).__name__}")
     return _array(bytes(content), dtype, shape, order)
 
 
@@ -228,7 +227,7 @@ def _scalar(dtype, content=None):
 def _encode(text, encoding):
     """Python 3 writes bytes in protocols 0 to 2 as text to be encoded so."""
     if encoding != "latin1":
-        raise _Refused("it encodes text as %r" % encoding)
+        raise _Refused(f"it encodes text as {encoding!r}")
     return text.encode("latin1")
 
 
@@ -236,7 +235,7 @@ def _from_list(kind):
     """Stands for bytes, set or frozenset, which Python 2 and early protocols write as a call with a list."""
     def make(items=()):
         if not isinstance(items, (list, tuple)):  # bytes(10**9) would claim a gigabyte
-            raise _Refused("it calls %s with a %s" % (kind.__name__, type(items).__name__))
+            raise _Refused(f"it calls {kind.__name__} with a {type(items).__name__}")
         if kind is not bytes:
             _check_keys(items)
         return kind(items)

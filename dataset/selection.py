@@ -10,13 +10,13 @@ import re
 
 import numpy as np
 
-from dataset.index import Index
 from common.errors import UserError, shown
+from dataset.index import Index
 
 MOST_CHOSEN = 100000
 
 
-class Selection(object):
+class Selection:
     """Some images of data sets, in order; to a Loader it is an index, with numbers from 0 on.
 
     members: [(Index, number)]. joints: (n, 15, 2) as in Index. labels: n names for files, no two equal.
@@ -47,11 +47,11 @@ def select(index, items, option):
     finder = _Finder(index, option)
     members = [member for item in items for member in finder.find(item)]
     if len(members) > MOST_CHOSEN:
-        raise UserError("%s: expected at most %d images, found %d" % (option, MOST_CHOSEN, len(members)))
+        raise UserError(f"{option}: expected at most {MOST_CHOSEN} images, found {len(members)}")
     return Selection(members)
 
 
-class _Finder(object):
+class _Finder:
 
     def __init__(self, index, option):
         self.index, self.option = index, option
@@ -74,8 +74,8 @@ class _Finder(object):
             numbers = self._range(item, *in_range.groups())
             named = self.by_stem.get(item)
             if named and named != set(numbers):
-                raise self._refusal(item, "means the image %s and others by number; expected the name with its extension or "
-                                    "numbers such as %d-%d" % (shown(self.index.images[min(named)]), numbers[0], numbers[0]))
+                raise self._refusal(item, f"means the image {shown(self.index.images[min(named)])} and others by number; expected the name with its extension or "
+                                    f"numbers such as {numbers[0]}-{numbers[0]}")
             return self._one(item, numbers) if len(numbers) == 1 else self._usable(item, self.index, numbers, self.has_torso)
         if item in self.by_stem:
             return self._one(item, self.by_stem[item])
@@ -85,8 +85,8 @@ class _Finder(object):
         numbers = self._below(item) if item else []
         if not numbers:
             close = difflib.get_close_matches(item, list(self.by_path) + list(self.by_name), n=1) if len(item) < 200 else ()
-            raise self._refusal(item, "expected an image of %s or a folder with an index.p%s" % (
-                self.index.path, "; did you mean %s?" % shown(close[0]) if close else ""))
+            raise self._refusal(item, "expected an image of {} or a folder with an index.p{}".format(
+                self.index.path, f"; did you mean {shown(close[0])}?" if close else ""))
         return self._usable(item, self.index, numbers, self.has_torso)
 
     def _range(self, item, begin, end):
@@ -99,15 +99,13 @@ class _Finder(object):
 
     def _number(self, item, text):
         if int(text) >= len(self.index.images):
-            raise self._refusal(item, "expected numbers from 0 to %d, as %s has them"
-                                % (len(self.index.images) - 1, self.index.path))
+            raise self._refusal(item, f"expected numbers from 0 to {len(self.index.images) - 1}, as {self.index.path} has them")
         return int(text)
 
     def _one(self, item, numbers):
         number = min(numbers)
         if len(numbers) > 1:
-            raise self._refusal(item, "%d images of %s have this name; expected a path such as %s"
-                                % (len(numbers), self.index.path, shown(self.index.images[number])))
+            raise self._refusal(item, f"{len(numbers)} images of {self.index.path} have this name; expected a path such as {shown(self.index.images[number])}")
         if not self.has_torso[number]:
             raise self._refusal(item, "expected an image that shows both hips and both shoulders")
         return [(self.index, number)]
@@ -126,7 +124,7 @@ class _Finder(object):
         return [(index, number) for number in usable]
 
     def _refusal(self, item, what):
-        return UserError("%s: %s: %s" % (self.option, shown(item), what))
+        return UserError(f"{self.option}: {shown(item)}: {what}")
 
 
 def unique_labels(images):
@@ -137,7 +135,7 @@ def unique_labels(images):
         label, number = stem, last.get(stem, 1)
         while label in taken:
             number += 1
-            label = "%s_%d" % (stem, number)
+            label = f"{stem}_{number}"
         taken.add(label)
         last[stem] = number
         labels.append(label)

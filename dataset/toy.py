@@ -228,7 +228,7 @@ def make_data_set(out, n_train, n_test, seed):
     for number in tqdm(range((n_train + n_test) * POSES_PER_PERSON), desc="drawing people", unit="image"):
         person = number // POSES_PER_PERSON
         pose = make_pose(seed, number)
-        name = os.path.join("images", "%04d_%d.png" % (person, number % POSES_PER_PERSON))
+        name = os.path.join("images", "%04d_%s.png" % (person, number % POSES_PER_PERSON))
         Image.fromarray(draw(make_person(seed, person), pose)[0]).save(os.path.join(out, name))
         index["imgs"].append(name)
         index["train"].append(person < n_train)

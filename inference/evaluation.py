@@ -9,15 +9,15 @@ import tensorflow.compat.v1 as tf
 from tqdm import tqdm
 
 from batches import Examples, Loader
-from training.checkpoints import Checkpoint
-from dataset.index import is_list
-from deeploss import PerceptualLoss, load_weights
-from common.machine import cpu_count, make_session
-from common.errors import UserError, shown
 from common.console import progress_bar
-from inference.rendering import finite_uint8, open_index, restored, start_run
-from dataset.selection import unique_labels
+from common.errors import UserError, shown
+from common.machine import cpu_count, make_session
 from dataset import toy
+from dataset.index import is_list
+from dataset.selection import unique_labels
+from deeploss import PerceptualLoss, load_weights
+from inference.rendering import finite_uint8, open_index, restored, start_run
+from training.checkpoints import Checkpoint
 
 METRICS = ("ssim", "psnr", "mae", "perceptual_loss")
 SAMPLES = 4  # of every pose
@@ -29,8 +29,7 @@ MOST_PSNR = 100.0  # dB; equal pictures have no finite one
 def evaluate(options, config):
     """Prints and saves (metrics.json) how reconstructions, transfers and samples compare with the test split."""
     if config["spatial_size"] < SSIM_WINDOW:
-        raise UserError("--mode evaluate: spatial_size: %d: expected 16 or more, as SSIM looks at windows of %d pixels"
-                        % (config["spatial_size"], SSIM_WINDOW))
+        raise UserError("--mode evaluate: spatial_size: {}: expected 16 or more, as SSIM looks at windows of {} pixels".format(config["spatial_size"], SSIM_WINDOW))
     index = open_index(config)
     numbers, (pairs, n_pairs_left_out) = index.usable("test"), find_pairs(index)
     checkpoint = Checkpoint(options.checkpoint)
@@ -43,22 +42,22 @@ def evaluate(options, config):
             evaluation.of_pairs(pairs, bar)
         run, metrics = evaluation.run, evaluation.metrics()
         if run is None:
-            raise UserError("no image of the test split can be read: %s" % evaluation.left_out[0])
+            raise UserError(f"no image of the test split can be read: {evaluation.left_out[0]}")
         run.write("metrics.json", json.dumps(dict(
             metrics, checkpoint=checkpoint.prefix, step=step, data_index=config["data_index"], left_out=evaluation.left_out,
             pairs_left_out=n_pairs_left_out, config=config), indent=2).encode())
         for line in table(metrics):
             run.say(line)
         if evaluation.left_out:
-            run.say("left out, as they could not be read: %d images, which metrics.json names" % len(evaluation.left_out))
+            run.say(f"left out, as they could not be read: {len(evaluation.left_out)} images, which metrics.json names")
         if n_pairs_left_out:
-            run.say("left out: %d pairs of which not both are test images with hips and shoulders" % n_pairs_left_out)
+            run.say(f"left out: {n_pairs_left_out} pairs of which not both are test images with hips and shoulders")
         report_toy(config, index, evaluation.load, session, renderer, run)
-    run.say("the figures are in %s" % run.path("metrics.json"))
+    run.say("the figures are in {}".format(run.path("metrics.json")))
     run.close()
 
 
-class Comparison(object):
+class Comparison:
     """compare(real, made): how alike pictures (N, S, S, 3) uint8 are.
 
     A graph and a session of its own, in float32: rewritten for mixed precision, SSIM would be off in the third decimal.
@@ -93,7 +92,7 @@ class Comparison(object):
         return self._session.run({name: self._metrics[name] for name in metrics}, {self._real: real, self._made: made})
 
 
-class Evaluation(object):
+class Evaluation:
     """Goes through images and pairs of images, a batch in memory at a time.
 
     run: a Run, started when the first images have been read; None before. left_out: why images could not be read.
@@ -163,7 +162,7 @@ class Evaluation(object):
         except UserError as error:
             if str(error) not in self.left_out:
                 self.left_out.append(str(error))
-                tqdm.write("left out: %s" % error, file=sys.stderr)
+                tqdm.write(f"left out: {error}", file=sys.stderr)
             return None
 
     def _note(self, task, values):
@@ -179,7 +178,7 @@ class Evaluation(object):
         for number, picture in zip(numbers, pictures):
             self._saved[folder, number] += 1
             times = self._saved[folder, number]
-            self.run.picture("%s/%s" % (folder if times == 1 else "%s_%d" % (folder, times), self._labels[number]), picture)
+            self.run.picture("{}/{}".format(folder if times == 1 else f"{folder}_{times}", self._labels[number]), picture)
 
 
 # ---------------------------------------------------------------------------------------------- pairs of one person
@@ -197,15 +196,14 @@ def find_pairs(index):
     if "pairs" in index.extra:
         pairs = as_whole_numbers(index.extra["pairs"], (None, 2))
         if pairs is None or len(pairs) and not (0 <= pairs.min() and pairs.max() < n):
-            raise UserError("%s: pairs: expected pairs of numbers from 0 to %d, found %s"
-                            % (index.path, n - 1, shown(index.extra["pairs"])))
+            raise UserError("{}: pairs: expected pairs of numbers from 0 to {}, found {}".format(index.path, n - 1, shown(index.extra["pairs"])))
         kept = pairs[usable[pairs].all(axis=1)]
         return kept, len(pairs) - len(kept)
     if "person" not in index.extra:
         return np.zeros((0, 2), np.int64), 0
     people = as_whole_numbers(index.extra["person"], (n,))
     if people is None:
-        raise UserError("%s: person: expected %d whole numbers, found %s" % (index.path, n, shown(index.extra["person"])))
+        raise UserError("{}: person: expected {} whole numbers, found {}".format(index.path, n, shown(index.extra["person"])))
     images = collections.defaultdict(list)
     for number in np.flatnonzero(usable):
         images[people[number]].append(number)
@@ -240,7 +238,7 @@ def table(metrics):
         if found is None:
             lines.append("%-15s %7s" % (task, "none"))
             continue
-        cells = ["%.4g +- %.3g" % (found[name]["mean"], found[name]["std"]) if name in found else "" for name in METRICS]
+        cells = ["{:.4g} +- {:.3g}".format(found[name]["mean"], found[name]["std"]) if name in found else "" for name in METRICS]
         lines.append(("%-15s %7d" % (task, found["n"]) + "".join("%22s" % cell for cell in cells)).rstrip())
     lines.append("sampling: between samples of the same pose; mae in levels of 0 to 255, psnr in dB")
     return lines
@@ -260,9 +258,9 @@ def report_toy(config, index, load, session, renderer, run):
         errors = toy.transfer_error(render, index.extra["person"], {s: index.usable(s) for s in ("train", "test")},
                                          index.extra["toy_seed"])
     except UserError as error:  # an image cannot be read; what was done before is none the worse
-        run.say("no transfer error on held-out people: %s" % error)
+        run.say(f"no transfer error on held-out people: {error}")
         return
-    line = ("transfer error on held-out people: %.3f; of the mean training appearance: %.3f (ratio %.3f); of a wrong "
-            "person: %.3f" % (errors["transfer"], errors["mean_appearance"],
+    line = ("transfer error on held-out people: {:.3f}; of the mean training appearance: {:.3f} (ratio {:.3f}); of a wrong "
+            "person: {:.3f}".format(errors["transfer"], errors["mean_appearance"],
                               errors["transfer"] / errors["mean_appearance"], errors["wrong_person"]))
     run.say(line)

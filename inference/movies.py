@@ -13,7 +13,7 @@ def write_mp4(path, frames, fps, size):
     try:
         import imageio_ffmpeg  # here, as nothing else needs it
     except ImportError as error:
-        raise UserError("MP4 needs imageio-ffmpeg, pip install -r requirements.txt installs it (%s)" % reason(error))
+        raise UserError(f"MP4 needs imageio-ffmpeg, pip install -r requirements.txt installs it ({reason(error)})")
     even = [value + value % 2 for value in size]  # as H.264's colours demand
     try:
         writer = imageio_ffmpeg.write_frames(path, tuple(even), fps=fps, quality=8, macro_block_size=2,
@@ -27,7 +27,7 @@ def write_mp4(path, frames, fps, size):
         next(written)
         written.close()
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no ffmpeg
-        raise UserError("%s: cannot be written: %s" % (path, reason(error)))
+        raise UserError(f"{path}: cannot be written: {reason(error)}")
 
 
 def write_gif(path, frames, fps):
@@ -39,4 +39,4 @@ def write_gif(path, frames, fps):
     try:
         images[0].save(path, format="GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
     except OSError as error:
-        raise UserError("%s: cannot be written: %s" % (path, reason(error)))
+        raise UserError(f"{path}: cannot be written: {reason(error)}")

@@ -6,15 +6,15 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from batches import BatchOrder, Loader, stick_figure
-from training.checkpoints import Checkpoint, CheckpointSaver
-from dataset.index import MAX_PIXELS, Index, is_visible
-from common.errors import UserError
-from training.graphs import make_renderer
-from inference.movies import write_gif, write_mp4
 from common.console import progress_bar
-from training.runs import Run, tile, to_uint8, transfer_grid
-from dataset.selection import Selection, select
+from common.errors import UserError
 from common.machine import make_session
+from dataset.index import MAX_PIXELS, Index, is_visible
+from dataset.selection import Selection, select
+from inference.movies import write_gif, write_mp4
+from training.checkpoints import Checkpoint, CheckpointSaver
+from training.graphs import make_renderer
+from training.runs import Run, tile, to_uint8, transfer_grid
 
 DEFAULT_BATCHES = 10
 DEFAULT_FPS = 25
@@ -43,7 +43,7 @@ def open_index(config):
 def start_run(options, config, what):
     """A Run that says which checkpoint its pictures are from."""
     run = Run(options.log_dir, config)
-    run.log("%s from %s" % (what, options.checkpoint))
+    run.log(f"{what} from {options.checkpoint}")
     return run
 
 
@@ -67,11 +67,11 @@ def transfer(options, config):
                     people = encoded(session, renderer, people, config)
                     first = next(people)  # a broken image is met before there is a run folder
                     run = run or start_run(options, config, "transfer")
-                    save_transfers(run, "transfer_%d" % i, session, renderer, itertools.chain([first], people), poses,
+                    save_transfers(run, f"transfer_{i}", session, renderer, itertools.chain([first], people), poses,
                                    has_grid, bar)
             except UserError as error:
-                raise error if run is None else UserError("%s; the pictures before it are in %s" % (error, run.folder))
-    run.say("the pictures are in %s" % run.folder)
+                raise error if run is None else UserError(f"{error}; the pictures before it are in {run.folder}")
+    run.say(f"the pictures are in {run.folder}")
     run.close()
 
 
@@ -85,7 +85,7 @@ def save_transfers(run, name, session, renderer, people, poses, has_grid, bar):
     for label, image, latents in people:
         row = []
         for pose, (_, cell) in zip(poses.labels, render_poses(session, renderer, latents, poses.joints)):
-            run.picture("%s/%s_in_pose_of_%s" % (name, label, pose), cell)
+            run.picture(f"{name}/{label}_in_pose_of_{pose}", cell)
             bar.update()
             if has_grid:
                 row.append(cell)
@@ -95,7 +95,7 @@ def save_transfers(run, name, session, renderer, people, poses, has_grid, bar):
     if has_grid:
         run.picture(name, transfer_grid(stick_figures(poses.joints, renderer.size), np.stack(images), np.array(rows)))
     else:
-        run.say("%s.png is left out: it would have more than %d pixels" % (name, MAX_PIXELS))
+        run.say(f"{name}.png is left out: it would have more than {MAX_PIXELS} pixels")
 
 
 def transfer_jobs(options, config):
@@ -133,8 +133,7 @@ def render_poses(session, renderer, latents, joints):
     """
     for start in range(0, len(joints), renderer.batch_size):
         sticks = stick_figures(joints[start:start + renderer.batch_size], renderer.size)
-        for stick, picture in zip(sticks, finite_uint8(renderer.render_one(session, latents, sticks))):
-            yield stick, picture
+        yield from zip(sticks, finite_uint8(renderer.render_one(session, latents, sticks)))
 
 
 def stick_figures(joints, size):
@@ -153,8 +152,8 @@ def sample(options, config):
             sticks = stick_figures(poses.joints, config["spatial_size"])
             pictures = finite_uint8(renderer.sample(session, sticks, i))
             run = run or start_run(options, config, "test")
-            run.picture("test_sample_%d" % i, tile(np.concatenate([sticks, pictures], axis=2)))
-    run.say("the pictures are in %s" % run.folder)
+            run.picture(f"test_sample_{i}", tile(np.concatenate([sticks, pictures], axis=2)))
+    run.say(f"the pictures are in {run.folder}")
     run.close()
 
 
@@ -165,15 +164,15 @@ def animate(options, config):
     index, size = open_index(config), config["spatial_size"]
     people = select(index, options.appearance, "--appearance")
     if len(people) != 1:
-        raise UserError("--appearance: expected one image, found %d" % len(people))
+        raise UserError(f"--appearance: expected one image, found {len(people)}")
     keys = select(index, options.pose, "--pose").joints
     if len(keys) < 2:
-        raise UserError("--pose: expected two poses or more to move between, found %d" % len(keys))
+        raise UserError(f"--pose: expected two poses or more to move between, found {len(keys)}")
     fps = options.fps or DEFAULT_FPS
     steps = max(1, int(round(fps * (options.seconds_per_pose or DEFAULT_SECONDS_PER_POSE))))
     n_frames = steps * (len(keys) - 1) + 1
     if n_frames > MOST_FRAMES:
-        raise UserError("--pose: expected an animation of at most %d frames, found %d" % (MOST_FRAMES, n_frames))
+        raise UserError(f"--pose: expected an animation of at most {MOST_FRAMES} frames, found {n_frames}")
     with restored(options, config) as (session, renderer):
         (_, image, latents), = encoded(session, renderer, people, config)
         run = start_run(options, config, "animation")
@@ -190,8 +189,8 @@ def animate(options, config):
     if has_gif:
         write_gif(run.path("animation.gif"), shown, fps)
     else:
-        run.say("animation.gif is left out: of %d frames it would be too large" % n_frames)
-    run.say("%d frames: %s" % (n_frames, run.path("animation.mp4")))
+        run.say(f"animation.gif is left out: of {n_frames} frames it would be too large")
+    run.say("{} frames: {}".format(n_frames, run.path("animation.mp4")))
     run.close()
 
 

@@ -9,7 +9,7 @@ import yaml
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from common.console import quiet_stderr  # noqa: E402
+from common.console import quiet_stderr
 
 with quiet_stderr():
     import tensorflow.compat.v1 as tf
@@ -18,10 +18,10 @@ tf.logging.set_verbosity(tf.logging.ERROR)
 tf.disable_eager_execution()
 tf.enable_resource_variables()
 
-SMALL = dict(
-    batch_size=2, init_batches=2, spatial_size=16, box_factor=1, bottleneck_factor=1, n_filters=4, max_filters=8, lr=1e-3,
-    lr_decay_begin=2, lr_decay_end=4, log_freq=2, ckpt_freq=2, test_freq=4, drop_prob=0.1,
-    feature_layers=["input_1", "block1_conv1"], feature_weights=[1.0, 1.0], gram_weights=[0.0, 0.1], vgg_weights="random")
+SMALL = {
+    "batch_size": 2, "init_batches": 2, "spatial_size": 16, "box_factor": 1, "bottleneck_factor": 1, "n_filters": 4, "max_filters": 8, "lr": 1e-3,
+    "lr_decay_begin": 2, "lr_decay_end": 4, "log_freq": 2, "ckpt_freq": 2, "test_freq": 4, "drop_prob": 0.1,
+    "feature_layers": ["input_1", "block1_conv1"], "feature_weights": [1.0, 1.0], "gram_weights": [0.0, 0.1], "vgg_weights": "random"}
 
 
 def only_run(log_dir):
@@ -51,7 +51,7 @@ def trained(tmp_path_factory, toy):
     """The run folder of a finished small training, and its config."""
     folder = tmp_path_factory.mktemp("trained")
     config = folder / "small.yaml"
-    config.write_text("".join("%s: %s\n" % item for item in dict(SMALL, data_index=str(toy / "index.p")).items()))
+    config.write_text("".join("{}: {}\n".format(*item) for item in dict(SMALL, data_index=str(toy / "index.p")).items()))
     import main
     assert main.main(["--config", str(config), "--log_dir", str(folder / "log")]) == 0
     return only_run(folder / "log"), str(config)

@@ -18,10 +18,10 @@ def standing(*missing, **moved):
 def make_index(folder, n=4, image=None, **changes):
     """Writes n images and their index; half of them train."""
     os.makedirs(str(folder / "images"), exist_ok=True)
-    names = ["images/%d.png" % i for i in range(n)]
+    names = [f"images/{i}.png" for i in range(n)]
     for i, name in enumerate(names):
         Image.fromarray(np.full((20, 10, 3), 10 * i % 250, np.uint8) if image is None else image).save(str(folder / name))
-    index = dict(joint_order=list(JOINTS), imgs=names, train=[i < n / 2 for i in range(n)], joints=[standing()] * n)
+    index = {"joint_order": list(JOINTS), "imgs": names, "train": [i < n / 2 for i in range(n)], "joints": [standing()] * n}
     index.update(changes)
     path = str(folder / "index.p")
     with open(path, "wb") as file:

@@ -6,11 +6,11 @@ import cv2
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
+from people import make_index, standing
 
 import batches
 from batches import BatchOrder, Loader
-from dataset.index import J, JOINTS, Index
-from people import make_index, standing
+from dataset.index import JOINTS, Index, J
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 GOLDEN = np.load(os.path.join(HERE, "golden", "batches.npz"))
@@ -164,7 +164,7 @@ def test_images_are_loaded_in_several_threads(tmp_path, monkeypatch):
     load = Loader(Index(make_index(tmp_path)), 16, 1)
     together = threading.Barrier(2)
 
-    class Waiting(object):
+    class Waiting:
         shapes = load.shapes
 
         def __call__(self, numbers):
@@ -178,7 +178,7 @@ def test_tensorflow_does_not_rewrite_the_loading(tmp_path):
     load = Loader(Index(make_index(tmp_path)), 16, 1)
     callers = []
 
-    class Watching(object):
+    class Watching:
         shapes = load.shapes
 
         def __call__(self, numbers):

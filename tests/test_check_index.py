@@ -6,13 +6,13 @@ import subprocess
 import sys
 
 import numpy as np
-from PIL import Image
 import pytest
-
 from conftest import ROOT
-from dataset.index import J, JOINTS, Index
 from people import make_index, standing
+from PIL import Image
 from test_fuzz import images, mutated
+
+from dataset.index import JOINTS, Index, J
 from tools.check_index import main, suspicions
 
 
@@ -99,25 +99,25 @@ def test_as_a_process_damaged_images_give_a_line_each_and_nothing_else(tmp_path)
     originals = list(images([("JPEG", {}), ("PNG", {}), ("GIF", {}), ("WEBP", {}), ("BMP", {})]))
     path = make_index(tmp_path, n=200)
     for i in range(200):
-        (tmp_path / "images" / ("%d.png" % i)).write_bytes(mutated(random, originals[i % len(originals)]))
+        (tmp_path / "images" / (f"{i}.png")).write_bytes(mutated(random, originals[i % len(originals)]))
     done = subprocess.run([sys.executable, os.path.join(ROOT, "tools", "check_index.py"), path], cwd=str(tmp_path), timeout=120,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+                          capture_output=True, text=True)
     lines = [line for line in done.stderr.splitlines() if line and "image/s]" not in line]
     assert done.returncode == 2 and len(lines) > 50 and all(line.startswith("error: ") for line in lines), done.stderr
-    assert "training cannot start: %d faults" % len(lines) in done.stdout
+    assert f"training cannot start: {len(lines)} faults" in done.stdout
 
 
 def test_outside_images_are_refused_unless_allowed(tmp_path, capsys, monkeypatch):
     (tmp_path / "inner").mkdir()
     make_index(tmp_path)
-    path = make_index(tmp_path / "inner", imgs=["../images/%d.png" % i for i in range(4)])
+    path = make_index(tmp_path / "inner", imgs=[f"../images/{i}.png" for i in range(4)])
     assert check(path, monkeypatch, tmp_path) == 2
     assert capsys.readouterr().err.count("leaves the folder") == 4
     assert main([path, "--allow-outside-images"]) == 0
 
 
 def test_a_pickle_that_runs_something_does_not(tmp_path, capsys, monkeypatch):
-    class Runs(object):
+    class Runs:
         def __reduce__(self):
             return os.system, ("touch %s" % (tmp_path / "ran"),)
     (tmp_path / "index.p").write_bytes(pickle.dumps({"imgs": Runs()}))

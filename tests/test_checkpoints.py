@@ -7,9 +7,9 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from batches import Examples
+from common.errors import UserError
 from training.checkpoints import Checkpoint, CheckpointSaver, find_checkpoint
 from training.config import load_config
-from common.errors import UserError
 from training.graphs import TrainingGraph, make_renderer, placeholders
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -22,7 +22,7 @@ def published_tensors():
 
 
 def is_unread(name):
-    return any(name.startswith("enc_down/%s/" % layer) for layer in UNREAD)
+    return any(name.startswith(f"enc_down/{layer}/") for layer in UNREAD)
 
 
 def market_config():
@@ -111,7 +111,7 @@ def test_an_unfinished_checkpoint_is_passed_over(tmp_path):
 @pytest.mark.parametrize("name", ["none", "empty", "empty/model.ckpt-3"])
 def test_a_missing_checkpoint_is_named(tmp_path, name):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="--checkpoint: there is no checkpoint .*%s.*expected" % name):
+    with pytest.raises(UserError, match=f"--checkpoint: there is no checkpoint .*{name}.*expected"):
         find_checkpoint(str(tmp_path / name))
 
 
@@ -155,7 +155,7 @@ def test_the_newest_five_are_kept(tmp_path, graph):
     with tf.Session() as session:
         session.run(variable.initializer)
         for step in range(1, 8):
-            assert saver.save(session, str(tmp_path), step) == str(tmp_path / ("model.ckpt-%d" % step))
+            assert saver.save(session, str(tmp_path), step) == str(tmp_path / (f"model.ckpt-{step}"))
     kept = sorted(path.name for path in tmp_path.iterdir() if path.name.endswith(".index"))
-    assert kept == ["model.ckpt-%d.index" % step for step in range(3, 8)]
+    assert kept == [f"model.ckpt-{step}.index" for step in range(3, 8)]
     assert (tmp_path / "model.ckpt-7.meta").exists()

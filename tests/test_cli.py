@@ -7,19 +7,18 @@ import signal
 import time
 
 import numpy as np
-from PIL import Image
 import pytest
 import tensorflow.compat.v1 as tf
+from conftest import ROOT, only_run
+from PIL import Image
 
 import main
 from batches import BatchOrder
+from common.errors import UserError
 from dataset.index import Index
 from training.checkpoints import CheckpointSaver, find_checkpoint
 from training.config import load_config
-from common.errors import UserError
 from training.runs import Run
-
-from conftest import ROOT, only_run
 
 SCALARS = ["global_step", "loss", "likelihood_loss", "kl_loss", "kl_weight", "vgg_loss_0", "vgg_loss_1", "gram_loss_1"]
 
@@ -51,7 +50,7 @@ def test_a_run_folder_holds_what_the_readme_says(trained):
     assert (run / "source" / "models.py").read_text() == open(os.path.join(ROOT, "models.py")).read()
     for step in (2, 4):
         for suffix in (".index", ".meta", ".data-00000-of-00001"):
-            assert (run / "checkpoints" / ("model.ckpt-%d%s" % (step, suffix))).exists()
+            assert (run / "checkpoints" / (f"model.ckpt-{step}{suffix}")).exists()
     assert Image.open(str(run / "transfer_0000004.png")).size == (3 * 16, 3 * 16)
     assert Image.open(str(run / "x_0000001.png")).size == (2 * 16, 16)
 
@@ -60,8 +59,8 @@ def test_scalars_are_in_the_log_and_in_tensorboards_events(trained):
     run, _ = trained
     log = (run / "log.txt").read_text()
     for name in SCALARS:
-        assert len(re.findall(r"\b%s: [-+.e\d]+$" % name, log, re.M)) == 3
-        assert len(re.findall(r"\b%s_valid: [-+.e\d]+$" % name, log, re.M)) == 3
+        assert len(re.findall(rf"\b{name}: [-+.e\d]+$", log, re.M)) == 3
+        assert len(re.findall(rf"\b{name}_valid: [-+.e\d]+$", log, re.M)) == 3
     assert re.findall(r"global_step: (\d+)", log) == ["1", "2", "4"]
     events, = [path for path in run.iterdir() if path.name.startswith("events.out.tfevents")]
     tags = {}
@@ -126,7 +125,7 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(program, small_confi
     assert process.returncode == code and "Traceback" not in stderr
     step, prefix = re.search(r"stopped by a signal at step (\d+), saved as (\S+)", stdout).groups()
     assert tensors(str(tmp_path / prefix))["global_step"] == int(step) > 0
-    folder = re.search(r"to go on: python main.py --config %s --checkpoint (\S+)" % re.escape(config), stdout).group(1)
+    folder = re.search(rf"to go on: python main.py --config {re.escape(config)} --checkpoint (\S+)", stdout).group(1)
     assert find_checkpoint(str(tmp_path / folder)) == str(tmp_path / prefix)
 
 
@@ -151,7 +150,7 @@ def test_a_finished_training_is_left_alone(trained, tmp_path, capsys):
     assert "nothing left to train" in capsys.readouterr().out and not (tmp_path / "log").exists()
 
 
-@pytest.mark.parametrize("changes", [dict(lr=1e30), dict(lr=1e4, log_freq=1)])  # the first logs nothing that is not finite
+@pytest.mark.parametrize("changes", [{"lr": 1e30}, {"lr": 1e4, "log_freq": 1}])  # the first logs nothing that is not finite
 def test_a_loss_that_is_not_finite_stops_and_is_not_saved(program, small_config, tmp_path, changes):
     config = small_config(lr_decay_begin=50, lr_decay_end=100, ckpt_freq=1, **changes)
     result = program("--config", config)
@@ -265,7 +264,7 @@ def test_bad_input_is_one_line_and_no_traceback(program, small_config, tmp_path)
 
 
 def hostile_index():
-    class Runs(object):
+    class Runs:
         def __reduce__(self):
             return os.system, ("touch ran",)
     return pickle.dumps({"imgs": Runs()})
@@ -285,8 +284,8 @@ def test_bad_indexes(small_config, tmp_path, capsys, monkeypatch, content, words
 
 @pytest.mark.parametrize("mode", ["train", "transfer"])
 @pytest.mark.parametrize("changes, words", [
-    (dict(n_filters=8), ["of another config", "shape", "[24, 8]", "[24, 16]"]),
-    (dict(spatial_size=32), ["of another config", "has no variable"])])
+    ({"n_filters": 8}, ["of another config", "shape", "[24, 8]", "[24, 16]"]),
+    ({"spatial_size": 32}, ["of another config", "has no variable"])])
 def test_a_checkpoint_of_another_config(trained, small_config, tmp_path, capsys, monkeypatch, mode, changes, words):
     monkeypatch.chdir(tmp_path)
     run, _ = trained

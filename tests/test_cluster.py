@@ -10,16 +10,16 @@ import time
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
+from conftest import ROOT
 
 import main
 from batches import BatchOrder
-from training.checkpoints import Checkpoint, find_checkpoint
-from training.cluster import read_tf_config
-from conftest import ROOT
 from common.errors import UserError
 from tools.launch import free_ports
+from training.checkpoints import Checkpoint, find_checkpoint
+from training.cluster import read_tf_config
 
-TINY = dict(spatial_size=8, drop_prob=0.0)  # what is tested here takes processes, not networks
+TINY = {"spatial_size": 8, "drop_prob": 0.0}  # what is tested here takes processes, not networks
 LAUNCH = [sys.executable, os.path.join(ROOT, "tools", "launch.py"), "--workers"]
 
 
@@ -76,7 +76,7 @@ def test_two_workers_make_the_gradients_of_one_with_twice_the_batch(small_config
     for n, batch_size, init_batches in ((2, 2, 4), (1, 4, 2)):
         folder = tmp_path / str(n)
         folder.mkdir()
-        config = small_config("%d.yaml" % n, batch_size=batch_size, init_batches=init_batches, **shared)
+        config = small_config(f"{n}.yaml", batch_size=batch_size, init_batches=init_batches, **shared)
         process = launch(folder, n, "--config", config)
         stdout, stderr = process.communicate(timeout=200)
         assert process.returncode == 0, stderr
@@ -102,14 +102,14 @@ def worker_process(folder, addresses, number, config):
 
 def test_when_a_worker_dies_the_others_end_and_training_can_go_on(small_config, tmp_path):
     config = small_config(lr_decay_end=100000, log_freq=100000, test_freq=100000, ckpt_freq=20, **TINY)
-    addresses = ["127.0.0.1:%d" % port for port in free_ports(2)]
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
     workers = [worker_process(tmp_path, addresses, number, config) for number in range(2)]
     wait_for(lambda: glob.glob(str(tmp_path / "log" / "*" / "checkpoints" / "*.index")))
     workers[1].kill()
     start = time.time()
     _, stderr = workers[0].communicate(timeout=60)
     assert time.time() - start < 60 and workers[0].returncode == 3
-    assert "error: worker 1 (%s) has ended" % addresses[1] in stderr and "Traceback" not in stderr
+    assert f"error: worker 1 ({addresses[1]}) has ended" in stderr and "Traceback" not in stderr
     run = glob.glob(str(tmp_path / "log" / "*"))[0]
     step = Checkpoint(find_checkpoint(run)).step()
     assert step >= 20
@@ -119,18 +119,18 @@ def test_when_a_worker_dies_the_others_end_and_training_can_go_on(small_config, 
         wait_for(lambda: glob.glob(str(tmp_path / str(n) / "*" / "checkpoints" / "*.index")))
         process.send_signal(signal.SIGTERM)
         stdout, stderr = process.communicate(timeout=60)
-        assert process.returncode == 143 and "training from step %d" % step in stdout and "to go on" in stdout, stderr
+        assert process.returncode == 143 and f"training from step {step}" in stdout and "to go on" in stdout, stderr
         assert Checkpoint(find_checkpoint(glob.glob(str(tmp_path / str(n) / "*"))[0])).step() > step
 
 
-PULSE = """
-import sys, time; sys.path.insert(0, %r)
+PULSE = f"""
+import sys, time; sys.path.insert(0, {ROOT!r})
 from training import cluster
 cluster.SILENCE, cluster.BEAT = 2.0, 0.2
-cluster.Pulse(["127.0.0.1:%%d" %% int(sys.argv[1]), "127.0.0.1:9"], int(sys.argv[2]))
+cluster.Pulse(["127.0.0.1:%d" % int(sys.argv[1]), "127.0.0.1:9"], int(sys.argv[2]))
 print("there", flush=True)
 time.sleep(60)
-""" % ROOT
+"""
 
 
 def test_a_worker_that_hangs_is_noticed():
@@ -144,7 +144,7 @@ def test_a_worker_that_hangs_is_noticed():
     processes[0].kill()
     processes[0].communicate()
     assert processes[1].returncode == 3
-    assert "error: worker 0 (127.0.0.1:%d) hangs: no sign of life for 2 s" % port in stderr
+    assert f"error: worker 0 (127.0.0.1:{port}) hangs: no sign of life for 2 s" in stderr
 
 
 def test_the_launcher_ends_all_when_one_fails(tmp_path):
@@ -177,5 +177,5 @@ time.sleep(60)"""
 def test_bad_commands_of_the_launcher_are_one_line():
     for options, words in ((["0", "--", "true"], "--workers: expected a whole number from 1 to 1000, found 0"), (["2"], "required: COMMAND"),
                            (["1", "--", "no-such-program"], "no-such-program: cannot be started")):
-        done = subprocess.run(LAUNCH + options, stderr=subprocess.PIPE, universal_newlines=True, timeout=60)
+        done = subprocess.run(LAUNCH + options, stderr=subprocess.PIPE, text=True, timeout=60)
         assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1

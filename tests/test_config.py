@@ -3,8 +3,8 @@ import os
 import pytest
 import yaml
 
-from training.config import KEYS, dump_config, load_config
 from common.errors import UserError
+from training.config import KEYS, dump_config, load_config
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PUBLISHED = ["market", "market_retrain", "deepfashion", "deepfashion_retrain", "coco", "coco_retrain"]
@@ -29,13 +29,13 @@ def test_the_published_values():
 
     def differences(a, b):
         return {key: configs[a][key] for key in KEYS if configs[a][key] != configs[b][key]}
-    assert differences("deepfashion", "market") == dict(
-        data_index="data/deepfashion/index.p", batch_size=8, spatial_size=256, box_factor=2, bottleneck_factor=2)
-    assert differences("coco", "deepfashion") == dict(
-        data_index="data/coco/index.p", drop_prob=0.0, gram_weights=[0, .01, .01, .01, .01, .01])
-    assert differences("coco_retrain", "coco") == dict(feature_weights=[2.0] * 6, gram_weights=[0, .02, .02, .02, .02, .02])
-    assert differences("deepfashion_retrain", "deepfashion") == dict(gram_weights=[.1] * 6)
-    assert differences("market_retrain", "market") == dict(gram_weights=[0, .05, .05, 0, 0, 0])
+    assert differences("deepfashion", "market") == {
+        "data_index": "data/deepfashion/index.p", "batch_size": 8, "spatial_size": 256, "box_factor": 2, "bottleneck_factor": 2}
+    assert differences("coco", "deepfashion") == {
+        "data_index": "data/coco/index.p", "drop_prob": 0.0, "gram_weights": [0, .01, .01, .01, .01, .01]}
+    assert differences("coco_retrain", "coco") == {"feature_weights": [2.0] * 6, "gram_weights": [0, .02, .02, .02, .02, .02]}
+    assert differences("deepfashion_retrain", "deepfashion") == {"gram_weights": [.1] * 6}
+    assert differences("market_retrain", "market") == {"gram_weights": [0, .05, .05, 0, 0, 0]}
 
 
 def test_exponents_need_no_point(small_config):
@@ -47,40 +47,40 @@ def test_exponents_need_no_point(small_config):
 
 @pytest.mark.parametrize("key", REQUIRED)
 def test_a_missing_key_is_named(small_config, key):
-    with pytest.raises(UserError, match="missing key %s: found nothing, expected a" % key):
+    with pytest.raises(UserError, match=f"missing key {key}: found nothing, expected a"):
         load_config(small_config(drop=[key]))
 
 
 @pytest.mark.parametrize("changes, message", [
-    (dict(batchsize=3), "unknown key batchsize: 3; did you mean batch_size?"),
-    (dict(zzz=3), "unknown key zzz: 3; expected one of allow_outside_images, batch_size, "),
-    (dict(batch_size="16"), "batch_size: 16: expected a positive whole number"),
-    (dict(batch_size=0), "batch_size: 0: expected a positive"), (dict(batch_size=2.0), "batch_size: 2.0: expected"),
-    (dict(batch_size=True), "batch_size: True: expected"), (dict(batch_size=None), "batch_size: None: expected"),
-    (dict(init_batches=-1), "init_batches: -1"), (dict(log_freq=0), "log_freq: 0"), (dict(n_filters=0), "n_filters: 0"),
-    (dict(spatial_size=100), "spatial_size: 100: expected a power of two"), (dict(spatial_size=-16), "spatial_size: -16"),
-    (dict(spatial_size=2), "spatial_size: 2: expected a power of two, 4 or more"),
-    (dict(box_factor=5), "box_factor: 5: expected at most 2 for spatial_size 16 and bottleneck_factor 1"),
-    (dict(box_factor=-1), "box_factor: -1"),
-    (dict(box_factor=2, max_filters=8), "box_factor: 2: expected at most 1 .* or max_filters of 16"),
-    (dict(bottleneck_factor=4), "bottleneck_factor: 4: expected at most 3 for spatial_size 16"),
-    (dict(n_filters=16), "n_filters: 16: expected at most max_filters, 8"),
-    (dict(lr="fast"), "lr: fast: expected a positive number"), (dict(lr=0), "lr: 0"), (dict(lr=float("nan")), "lr: nan"),
-    (dict(lr=10**400), "lr: 10000"), (dict(feature_weights=[10**400, 1]), "feature_weights"),
-    (dict(drop_prob=1.0), "drop_prob: 1.0: expected a number from 0"), (dict(seed=-1), "seed: -1"),
-    (dict(kl_weight_end=0), "kl_weight_end: 0: expected a number, 1e-6 or more"),
-    (dict(feature_weights=[1.0]), "feature_weights: .*expected as many as feature_layers, 2, found 1"),
-    (dict(gram_weights=[1.0] * 3), "gram_weights: .*expected as many as feature_layers, 2, found 3"),
-    (dict(gram_weights=[1.0, "a"]), "gram_weights: .*expected a list of numbers"),
-    (dict(gram_weights=0.1), "gram_weights: 0.1: expected a list"), (dict(feature_weights=[-1.0, 1.0]), "feature_weights"),
-    (dict(feature_weights=[0, 0], gram_weights=[0, 0]), "feature_weights: .*above 0"),
-    (dict(feature_layers=["input_1", "block1_convv2"]), "block1_convv2 is none; did you mean block1_conv2"),
-    (dict(feature_layers=["input_1", 7]), "feature_layers: .*7 is none"),
-    (dict(feature_layers=["input_1", "block5_pool"]), "feature_layers: .*block5_pool is too deep"),
-    (dict(feature_layers="input_1"), "feature_layers: input_1: expected a list"),
-    (dict(lr_decay_begin=4), "lr_decay_begin: 4: expected less than lr_decay_end, 4"),
-    (dict(lr_decay_begin=9), "lr_decay_begin: 9: expected less than lr_decay_end, 4"),
-    (dict(data_index=""), "data_index: : expected a path"), (dict(vgg_weights=3), "vgg_weights: 3: expected imagenet")])
+    ({"batchsize": 3}, "unknown key batchsize: 3; did you mean batch_size?"),
+    ({"zzz": 3}, "unknown key zzz: 3; expected one of allow_outside_images, batch_size, "),
+    ({"batch_size": "16"}, "batch_size: 16: expected a positive whole number"),
+    ({"batch_size": 0}, "batch_size: 0: expected a positive"), ({"batch_size": 2.0}, "batch_size: 2.0: expected"),
+    ({"batch_size": True}, "batch_size: True: expected"), ({"batch_size": None}, "batch_size: None: expected"),
+    ({"init_batches": -1}, "init_batches: -1"), ({"log_freq": 0}, "log_freq: 0"), ({"n_filters": 0}, "n_filters: 0"),
+    ({"spatial_size": 100}, "spatial_size: 100: expected a power of two"), ({"spatial_size": -16}, "spatial_size: -16"),
+    ({"spatial_size": 2}, "spatial_size: 2: expected a power of two, 4 or more"),
+    ({"box_factor": 5}, "box_factor: 5: expected at most 2 for spatial_size 16 and bottleneck_factor 1"),
+    ({"box_factor": -1}, "box_factor: -1"),
+    ({"box_factor": 2, "max_filters": 8}, "box_factor: 2: expected at most 1 .* or max_filters of 16"),
+    ({"bottleneck_factor": 4}, "bottleneck_factor: 4: expected at most 3 for spatial_size 16"),
+    ({"n_filters": 16}, "n_filters: 16: expected at most max_filters, 8"),
+    ({"lr": "fast"}, "lr: fast: expected a positive number"), ({"lr": 0}, "lr: 0"), ({"lr": float("nan")}, "lr: nan"),
+    ({"lr": 10**400}, "lr: 10000"), ({"feature_weights": [10**400, 1]}, "feature_weights"),
+    ({"drop_prob": 1.0}, "drop_prob: 1.0: expected a number from 0"), ({"seed": -1}, "seed: -1"),
+    ({"kl_weight_end": 0}, "kl_weight_end: 0: expected a number, 1e-6 or more"),
+    ({"feature_weights": [1.0]}, "feature_weights: .*expected as many as feature_layers, 2, found 1"),
+    ({"gram_weights": [1.0] * 3}, "gram_weights: .*expected as many as feature_layers, 2, found 3"),
+    ({"gram_weights": [1.0, "a"]}, "gram_weights: .*expected a list of numbers"),
+    ({"gram_weights": 0.1}, "gram_weights: 0.1: expected a list"), ({"feature_weights": [-1.0, 1.0]}, "feature_weights"),
+    ({"feature_weights": [0, 0], "gram_weights": [0, 0]}, "feature_weights: .*above 0"),
+    ({"feature_layers": ["input_1", "block1_convv2"]}, "block1_convv2 is none; did you mean block1_conv2"),
+    ({"feature_layers": ["input_1", 7]}, "feature_layers: .*7 is none"),
+    ({"feature_layers": ["input_1", "block5_pool"]}, "feature_layers: .*block5_pool is too deep"),
+    ({"feature_layers": "input_1"}, "feature_layers: input_1: expected a list"),
+    ({"lr_decay_begin": 4}, "lr_decay_begin: 4: expected less than lr_decay_end, 4"),
+    ({"lr_decay_begin": 9}, "lr_decay_begin: 9: expected less than lr_decay_end, 4"),
+    ({"data_index": ""}, "data_index: : expected a path"), ({"vgg_weights": 3}, "vgg_weights: 3: expected imagenet")])
 def test_every_fault_is_named_with_its_value_and_what_was_expected(small_config, changes, message):
     with pytest.raises(UserError, match=message) as error:
         load_config(small_config(**changes))
@@ -106,12 +106,13 @@ def test_a_missing_file(tmp_path):
         load_config(str(tmp_path / "none.yaml"))
 
 
-@pytest.mark.parametrize("changes", [dict(box_factor=0, bottleneck_factor=0), dict(box_factor=2, max_filters=16),
-                                     dict(spatial_size=4, box_factor=0, feature_layers=["input_1", "block2_conv2"])])
+@pytest.mark.parametrize("changes", [{"box_factor": 0, "bottleneck_factor": 0}, {"box_factor": 2, "max_filters": 16},
+                                     {"spatial_size": 4, "box_factor": 0, "feature_layers": ["input_1", "block2_conv2"]}])
 def test_extreme_sizes_that_fit_are_accepted_and_build(small_config, changes, graph):
     import tensorflow.compat.v1 as tf
-    from training.graphs import make_network
+
     from nn import Walk
+    from training.graphs import make_network
     config = load_config(small_config(**changes))
     size = config["spatial_size"]
     net = make_network(config)

@@ -1,7 +1,7 @@
 """The curves of runs."""
 import numpy as np
-from PIL import Image
 import pytest
+from PIL import Image
 
 from tools import plot_run
 from training.curves import read_curves, save_curves

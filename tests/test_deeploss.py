@@ -59,9 +59,9 @@ def write_h5(path, names, style):
     with h5py.File(str(path), "w") as file:
         for name in names:
             layer, part = name.split("/")
-            suffix = {"keras": "%s/%s_%s_1:0" % (layer, layer, {"kernel": "W", "bias": "b"}[part]),
-                      "later": "%s/%s/%s:0" % (layer, layer, part),
-                      "model": "model_weights/%s/%s/%s" % (layer, layer, part)}[style]
+            suffix = {"keras": "{}/{}_{}_1:0".format(layer, layer, {"kernel": "W", "bias": "b"}[part]),
+                      "later": f"{layer}/{layer}/{part}:0",
+                      "model": f"model_weights/{layer}/{layer}/{part}"}[style]
             file[suffix] = weights()[name]
 
 

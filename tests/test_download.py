@@ -8,7 +8,6 @@ import tarfile
 import threading
 
 import pytest
-
 from conftest import ROOT
 
 pytestmark = pytest.mark.skipif(not (shutil.which("curl") and shutil.which("bash")), reason="needs bash and curl")
@@ -51,7 +50,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.send_error(416)
         self.send_response(206 if start else 200)
         if start:
-            self.send_header("Content-Range", "bytes %d-%d/%d" % (start, len(server.content) - 1, len(server.content)))
+            self.send_header("Content-Range", f"bytes {start}-{len(server.content) - 1}/{len(server.content)}")
         self.send_header("Content-Length", str(len(server.content) - start))
         self.end_headers()
         end, server.breaks_after = server.breaks_after, None
@@ -81,10 +80,10 @@ def repository(tmp_path):
 
 
 def run(repository, server, *arguments, cwd=None, url=None):
-    url = url or "http://127.0.0.1:%d" % server.server_address[1]
+    url = url or f"http://127.0.0.1:{server.server_address[1]}"
     return subprocess.run(["bash", str(repository / "download_data.sh")] + list(arguments), cwd=str(cwd or repository),
-                          env=dict(os.environ, VUNET_DATA_URL=url, no_proxy="127.0.0.1"), stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, universal_newlines=True, timeout=100)
+                          env=dict(os.environ, VUNET_DATA_URL=url, no_proxy="127.0.0.1"), capture_output=True,
+                          text=True, timeout=100)
 
 
 def assert_ready(repository):

@@ -5,21 +5,21 @@ import shutil
 import tracemalloc
 
 import numpy as np
-from PIL import Image
 import pytest
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 import tensorflow.compat.v1 as tf
+from conftest import only_run
+from people import make_index, standing
+from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from tqdm import tqdm
 
-from inference import evaluation
 import main
-from training.config import load_config
-from conftest import only_run
+from common.errors import UserError
 from dataset.index import Index, load_image
 from deeploss import PerceptualLoss, load_weights
-from common.errors import UserError
+from inference import evaluation
 from inference.evaluation import Comparison, Evaluation, find_pairs
-from people import make_index, standing
+from training.config import load_config
 
 
 def evaluate(run, log_dir, *options):
@@ -91,7 +91,7 @@ def test_evaluate_without_a_config_prints_and_saves_figures_of_the_whole_split(t
     assert metrics["transfer"]["n"] == len(find_pairs(index)[0]) > n and metrics["pairs_left_out"] == 0
     for task in ("reconstruction", "transfer"):
         assert -0.1 < metrics[task]["ssim"]["mean"] < 1 and 5 < metrics[task]["psnr"]["mean"] < 40
-        assert "%.4g +- %.3g" % (metrics[task]["ssim"]["mean"], metrics[task]["ssim"]["std"]) in out
+        assert "{:.4g} +- {:.3g}".format(metrics[task]["ssim"]["mean"], metrics[task]["ssim"]["std"]) in out
     assert "ssim" not in metrics["sampling"] and metrics["sampling"]["mae"]["mean"] > 0
     assert metrics["step"] == 4 and metrics["checkpoint"].endswith("model.ckpt-4")
     assert metrics["config"] == load_config(config) and metrics["left_out"] == []
@@ -106,7 +106,7 @@ def test_saved_pictures_have_equal_names_and_give_the_figures(trained, tmp_path)
              for name in ("real", "reconstruction", "transfer", "sample")}
     assert names["real"] == names["reconstruction"] == names["sample"] and names["transfer"] <= names["real"]
     assert len(names["real"]) == len(index.usable("test"))
-    transfers = [path for path in folder.glob("transfer*/*.png")]
+    transfers = list(folder.glob("transfer*/*.png"))
     assert len(transfers) == metrics["transfer"]["n"]
     number = index.usable("test")[0]
     stem = os.path.splitext(os.path.basename(index.images[number]))[0]
@@ -164,7 +164,7 @@ def test_the_toys_transfer_error_that_cannot_be_had_takes_nothing_else_along(toy
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path, small_config, graph):
     config = load_config(small_config(spatial_size=64, batch_size=8))
 
-    class Stub(object):
+    class Stub:
         """Stands for the renderer and the comparison: pictures and figures of the right sizes."""
         batch_size, size = 8, 64
 
@@ -225,9 +225,9 @@ def test_of_many_images_of_a_person_each_goes_with_the_next_ten(tmp_path):
 
 
 @pytest.mark.parametrize("extra", [
-    dict(pairs=[(2, 9)]), dict(pairs=[(-1, 2)]), dict(pairs=[(2, 3, 2)]), dict(pairs=[2, 3]), dict(pairs=7),
-    dict(pairs=[("a", "b")]), dict(pairs=[(2.5, 3)]), dict(pairs=np.zeros((2, 2))), dict(person=[1, 2]), dict(person=[]), dict(person=np.zeros(0, int)), dict(person="abcd"),
-    dict(person=[[1], [1], [1], [1]]), dict(person=[1, 1, 10**30, 1])])
+    {"pairs": [(2, 9)]}, {"pairs": [(-1, 2)]}, {"pairs": [(2, 3, 2)]}, {"pairs": [2, 3]}, {"pairs": 7},
+    {"pairs": [("a", "b")]}, {"pairs": [(2.5, 3)]}, {"pairs": np.zeros((2, 2))}, {"person": [1, 2]}, {"person": []}, {"person": np.zeros(0, int)}, {"person": "abcd"},
+    {"person": [[1], [1], [1], [1]]}, {"person": [1, 1, 10**30, 1]}])
 def test_pairs_and_people_that_are_none_are_refused(tmp_path, extra):
     index = Index(make_index(tmp_path, **extra))
     with pytest.raises(UserError, match="index.p: (pairs|person): expected .*, found "):

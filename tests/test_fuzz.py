@@ -6,17 +6,17 @@ import sys
 import time
 
 import numpy as np
-from PIL import Image
 import pytest
 import yaml
+from conftest import SMALL
+from people import standing
+from PIL import Image
 
 import batches
-from training.config import load_config
-from conftest import SMALL
-from dataset.index import JOINTS, Index, load_image
 from common.errors import UserError
-from people import standing
+from dataset.index import JOINTS, Index, load_image
 from tools.check_index import suspicions
+from training.config import load_config
 
 SLOWEST = 5.0  # seconds, on a machine with other work to do
 MOST_MEMORY = 1200  # MB more than before; an image may claim 89 million pixels
@@ -68,7 +68,7 @@ def assert_all_answered(originals, n, path, load, seed):
 
 def index_pickles():
     joints = [standing("lelbow"), standing(), standing("cnose")]
-    lists = dict(joint_order=list(JOINTS), imgs=["a.png", "b.png", "c.png"], train=[True, False, True], joints=joints)
+    lists = {"joint_order": list(JOINTS), "imgs": ["a.png", "b.png", "c.png"], "train": [True, False, True], "joints": joints}
     arrays = dict(lists, joints=np.stack(joints), train=np.array(lists["train"]), imgs=np.array(lists["imgs"]))
     plain = dict(lists, joints=[array.tolist() for array in joints])
     return [pickle.dumps(data, protocol) for data in (lists, arrays, plain)
@@ -109,11 +109,11 @@ def test_images(tmp_path):
 
 
 YAML_BOMBS = {
-    "references": "a: &a [x, x]\n" + "".join("%s: &%s [*%s, *%s]\n" % (b, b, a, a) for a, b in
+    "references": "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in
                                             zip("abcdefghijklmnopqrstuvwxy", "bcdefghijklmnopqrstuvwxyz")),
     "references as a weight": "lr: &a [x, x]\nseed: &b [*a, *a]\n" + "".join(
-        "%s: &%s [*%s, *%s]\n" % (c, c, b, b) for b, c in zip("bcdefghijklmnopqrstuvwxy", "cdefghijklmnopqrstuvwxyz")),
-    "merges": "a: &a {x: 1}\n" + "".join("%s: &%s {<<: [*%s, *%s]}\n" % (b, b, a, a) for a, b in
+        f"{c}: &{c} [*{b}, *{b}]\n" for b, c in zip("bcdefghijklmnopqrstuvwxy", "cdefghijklmnopqrstuvwxyz")),
+    "merges": "a: &a {x: 1}\n" + "".join(f"{b}: &{b} {{<<: [*{a}, *{a}]}}\n" for a, b in
                                         zip("abcdefghijklmnopqrstuvwxy", "bcdefghijklmnopqrstuvwxyz")),
     "depth": "[" * 50000,
     "digits": "lr: " + "9" * 90000,

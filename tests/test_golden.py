@@ -7,13 +7,13 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import deeploss
-from training import graphs
 import models
 import nn
+from training import graphs
 
 pytestmark = pytest.mark.xdist_group("golden")  # the graph that they share takes a minute to build
 HERE = os.path.dirname(os.path.abspath(__file__))
-LAYERS = ["input_1"] + ["block%d_conv2" % block for block in range(1, 6)]
+LAYERS = ["input_1"] + [f"block{block}_conv2" for block in range(1, 6)]
 COCO_GRAM = [0, .01, .01, .01, .01, .01]
 GRAM_WEIGHTS = {"coco": COCO_GRAM, "coco_retrain": [2 * w for w in COCO_GRAM], "deepfashion_retrain": [.1] * 6,
                 "market_retrain": [0, .05, .05, 0, 0, 0]}
@@ -128,7 +128,7 @@ def test_vgg_features_equal_the_published_ones(golden, found):
 
 @pytest.mark.parametrize("key", ["at0", "at60000"])
 def test_gradients_equal_the_published_ones(golden, found, key):
-    rows = dict(zip([str(name) for name in golden["var_names"]], golden["adam_%s_m" % key]))
+    rows = dict(zip([str(name) for name in golden["var_names"]], golden[f"adam_{key}_m"]))
     read = {name for name, row in rows.items() if not np.isnan(row).all()}
     assert read == set(found["gradients_" + key])
     worst = {}
@@ -150,12 +150,12 @@ def test_data_dependent_initialisation_equals_the_published_one(golden, found):
     for key in ("ddinit_params", "params_after_ddinit"):
         assert relative_error(found[key], golden[key]) < 1e-3
     for i in range(2):
-        assert relative_error(found["ddinit_q"][i], golden["ddinit_q%d" % i]) < 1e-3
-        assert relative_error(found["ddinit_p"][i], golden["ddinit_p%d" % i]) < 1e-3
+        assert relative_error(found["ddinit_q"][i], golden[f"ddinit_q{i}"]) < 1e-3
+        assert relative_error(found["ddinit_p"][i], golden[f"ddinit_p{i}"]) < 1e-3
 
 
 def test_schedules_equal_the_published_ones(golden, graph):
-    config = dict(lr=1e-3, lr_decay_begin=1000, lr_decay_end=100000, kl_weight_end=1.0)
+    config = {"lr": 1e-3, "lr_decay_begin": 1000, "lr_decay_end": 100000, "kl_weight_end": 1.0}
     step = tf.placeholder(tf.int32, ())
     schedules = [graphs.learning_rate(step, config), graphs.kl_weight(step, config)]
     with tf.Session() as session:

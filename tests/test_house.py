@@ -4,7 +4,6 @@ import glob
 import os
 
 import pytest
-
 from conftest import ROOT
 
 PAPER = {"main", "models", "nn", "deeploss", "batches"}
@@ -39,8 +38,8 @@ def imports(path, known):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert not node.level, "%s: imports stand with their room's name" % path
-            found |= {node.module} | {"%s.%s" % (node.module, alias.name) for alias in node.names}
+            assert not node.level, f"{path}: imports stand with their room's name"
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
     return found & set(known)
 
 
@@ -60,14 +59,14 @@ def allowed(name):
 @pytest.mark.parametrize("name", [name for name in sorted(modules()) if not name.startswith("tools.")])
 def test_imports_go_down_only(name):
     found = imports(modules()[name], modules())
-    assert found <= allowed(name), "%s may not import %s" % (name, ", ".join(sorted(found - allowed(name))))
+    assert found <= allowed(name), "{} may not import {}".format(name, ", ".join(sorted(found - allowed(name))))
 
 
 def test_there_is_no_circle_of_imports():
     graph = {name: imports(path, modules()) for name, path in modules().items()}
     while graph:
         leaves = {name for name, found in graph.items() if not found & set(graph)}
-        assert leaves, "a circle among %s" % sorted(graph)
+        assert leaves, f"a circle among {sorted(graph)}"
         graph = {name: found for name, found in graph.items() if name not in leaves}
 
 

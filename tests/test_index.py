@@ -1,13 +1,12 @@
 import cv2
 import numpy as np
-from PIL import Image
 import pytest
+from people import make_index, standing
+from PIL import Image
 
 import dataset.index
-from dataset.index import JOINTS, Index, index_faults, load_image
 from common.errors import UserError
-from people import make_index, standing
-
+from dataset.index import JOINTS, Index, index_faults, load_image
 
 # ---------------------------------------------------------------------------------------------- images
 
@@ -99,30 +98,30 @@ def test_only_people_with_both_hips_and_shoulders_are_used(tmp_path):
 
 
 @pytest.mark.parametrize("changes, message", [
-    (dict(joints=None), "there is no key 'joints'"), (dict(imgs=None), "there is no key 'imgs'"),
-    (dict(imgs=["a.png"] * 3), "unequal length: imgs has 3, joints has 4, train has 4"),
-    (dict(joint_order=list(JOINTS)[:-1]), "there is no joint 'cnose'"),
-    (dict(joint_order=list(JOINTS) + ["leye"]), "'leye' stands there 2 times"),
-    (dict(joint_order=7), "joint_order: expected a list of names, found int"),
-    (dict(joints=[standing()[:-1]] * 4), r"joints\[0\]: expected shape \(15, 2\), found \(14, 2\)"),
-    (dict(joints=[standing(), standing() * np.nan] * 2), r"joints\[1\]: expected finite"),
-    (dict(joints=[standing(), [["a", "b"]] * 15] * 2), r"joints\[1\]: expected 15 pairs of numbers"),
-    (dict(joints=[standing(), standing()[:-1]] * 2), r"joints\[1\]: expected shape \(15, 2\), found \(14, 2\)"),
-    (dict(joints=[standing(), standing(leye=(np.inf, 0))] * 2), r"joints\[1\]: expected finite"),
-    (dict(joints=[standing() * 256] * 4), "joints: expected shares of width and height.*as of pixels"),
-    (dict(joints=[standing(), [[.5, .5]] * 14 + [[.5, [.5]]]] * 2), r"joints\[1\]: expected 15 pairs of numbers"),
-    (dict(joints=[standing(), [[10**400, 1]] * 15] * 2), r"joints\[1\]: expected 15 pairs of numbers"),
-    (dict(joints=[standing()] * 3 + [standing(lknee=(.5, 180.))]), r"joints\[3\]: expected shares.*found 180"),
-    (dict(imgs=["a.png", "../b.png", "c.png", "d.png"]), r"imgs\[1\]: \.\./b.png leaves the folder.*allow_outside_images"),
-    (dict(imgs=["a.png", "b.png", "images/../../c.png", "d.png"]), r"imgs\[2\]: .* leaves the folder"),
-    (dict(imgs=["a.png", "b.png", "c.png", "/etc/passwd"]), r"imgs\[3\]: /etc/passwd leaves the folder"),
-    (dict(imgs=["a", ["b", "c"], "d", "e"]), r"imgs\[1\]: expected a path, found \['b', 'c'\]"),
-    (dict(imgs=[np.zeros((50, 50))] * 4), r"imgs\[0\]: expected a path, found array"),
-    (dict(train=np.zeros((4, 40))), r"train\[0\]: expected true or false, found array"),
-    (dict(joints=5), "joints: expected a list, found int"), (dict(train="yes"), "train: expected a list, found str"),
-    (dict(train=[True, 2, False, None]), r"train\[1\]: expected true or false, found 2"),
-    (dict(imgs=["a", 3, "", "b"]), r"imgs\[1\]: expected a path, found 3"),
-    (dict(imgs=[], train=[], joints=[]), "imgs: the list is empty")])
+    ({"joints": None}, "there is no key 'joints'"), ({"imgs": None}, "there is no key 'imgs'"),
+    ({"imgs": ["a.png"] * 3}, "unequal length: imgs has 3, joints has 4, train has 4"),
+    ({"joint_order": list(JOINTS)[:-1]}, "there is no joint 'cnose'"),
+    ({"joint_order": list(JOINTS) + ["leye"]}, "'leye' stands there 2 times"),
+    ({"joint_order": 7}, "joint_order: expected a list of names, found int"),
+    ({"joints": [standing()[:-1]] * 4}, r"joints\[0\]: expected shape \(15, 2\), found \(14, 2\)"),
+    ({"joints": [standing(), standing() * np.nan] * 2}, r"joints\[1\]: expected finite"),
+    ({"joints": [standing(), [["a", "b"]] * 15] * 2}, r"joints\[1\]: expected 15 pairs of numbers"),
+    ({"joints": [standing(), standing()[:-1]] * 2}, r"joints\[1\]: expected shape \(15, 2\), found \(14, 2\)"),
+    ({"joints": [standing(), standing(leye=(np.inf, 0))] * 2}, r"joints\[1\]: expected finite"),
+    ({"joints": [standing() * 256] * 4}, "joints: expected shares of width and height.*as of pixels"),
+    ({"joints": [standing(), [[.5, .5]] * 14 + [[.5, [.5]]]] * 2}, r"joints\[1\]: expected 15 pairs of numbers"),
+    ({"joints": [standing(), [[10**400, 1]] * 15] * 2}, r"joints\[1\]: expected 15 pairs of numbers"),
+    ({"joints": [standing()] * 3 + [standing(lknee=(.5, 180.))]}, r"joints\[3\]: expected shares.*found 180"),
+    ({"imgs": ["a.png", "../b.png", "c.png", "d.png"]}, r"imgs\[1\]: \.\./b.png leaves the folder.*allow_outside_images"),
+    ({"imgs": ["a.png", "b.png", "images/../../c.png", "d.png"]}, r"imgs\[2\]: .* leaves the folder"),
+    ({"imgs": ["a.png", "b.png", "c.png", "/etc/passwd"]}, r"imgs\[3\]: /etc/passwd leaves the folder"),
+    ({"imgs": ["a", ["b", "c"], "d", "e"]}, r"imgs\[1\]: expected a path, found \['b', 'c'\]"),
+    ({"imgs": [np.zeros((50, 50))] * 4}, r"imgs\[0\]: expected a path, found array"),
+    ({"train": np.zeros((4, 40))}, r"train\[0\]: expected true or false, found array"),
+    ({"joints": 5}, "joints: expected a list, found int"), ({"train": "yes"}, "train: expected a list, found str"),
+    ({"train": [True, 2, False, None]}, r"train\[1\]: expected true or false, found 2"),
+    ({"imgs": ["a", 3, "", "b"]}, r"imgs\[1\]: expected a path, found 3"),
+    ({"imgs": [], "train": [], "joints": []}, "imgs: the list is empty")])
 def test_every_fault_of_an_index_is_named(tmp_path, changes, message):
     path = make_index(tmp_path, **changes)
     with pytest.raises(UserError, match=message) as error:
@@ -131,8 +130,8 @@ def test_every_fault_of_an_index_is_named(tmp_path, changes, message):
 
 
 def test_faults_of_every_kind_are_listed_together():
-    faults = index_faults(dict(joint_order=list(JOINTS)[1:] + ["lwrist"], imgs=["../a", 5], train=[True, 7, False],
-                               joints=[standing(), "x"]))
+    faults = index_faults({"joint_order": list(JOINTS)[1:] + ["lwrist"], "imgs": ["../a", 5], "train": [True, 7, False],
+                               "joints": [standing(), "x"]})
     for words in ("no joint 'rankle'", "'lwrist' stands there 2 times", "unequal length", "../a leaves", "imgs[1]: expected",
                   "train[1]: expected", "joints[1]: expected"):
         assert sum(words in fault for fault in faults) == 1, words
@@ -140,7 +139,7 @@ def test_faults_of_every_kind_are_listed_together():
 
 def test_images_outside_of_the_folder_are_read_where_allowed(tmp_path):
     (tmp_path / "inner").mkdir()
-    path = make_index(tmp_path / "inner", imgs=["../%d.png" % i for i in range(4)])
+    path = make_index(tmp_path / "inner", imgs=[f"../{i}.png" for i in range(4)])
     Image.fromarray(PIXELS).save(str(tmp_path / "0.png"))
     index = Index(path, allow_outside=True)
     assert load_image(index.image_path(0), 16).shape == (16, 16, 3)
@@ -150,9 +149,9 @@ def test_values_that_hold_one_another_many_times_over_are_refused_in_no_time():
     bomb = [0.5, 0.5]
     for _ in range(60):
         bomb = [bomb, bomb]
-    for changes in (dict(joints=[bomb] * 2), dict(joints=[[bomb] * 15] * 2), dict(joints=bomb), dict(imgs=[bomb] * 2),
-                    dict(train=[bomb] * 2), dict(joint_order=[bomb] * 15), dict(joint_order=bomb)):
-        data = dict(dict(joint_order=list(JOINTS), imgs=["a", "b"], train=[True, False], joints=[standing()] * 2), **changes)
+    for changes in ({"joints": [bomb] * 2}, {"joints": [[bomb] * 15] * 2}, {"joints": bomb}, {"imgs": [bomb] * 2},
+                    {"train": [bomb] * 2}, {"joint_order": [bomb] * 15}, {"joint_order": bomb}):
+        data = dict({"joint_order": list(JOINTS), "imgs": ["a", "b"], "train": [True, False], "joints": [standing()] * 2}, **changes)
         faults = index_faults(data)
         assert faults and all(len(fault) < 200 for fault in faults)
 
@@ -160,7 +159,7 @@ def test_values_that_hold_one_another_many_times_over_are_refused_in_no_time():
 @pytest.mark.parametrize("split, train, name", [("train", [False] * 4, "training"), ("test", [True] * 4, "test")])
 def test_a_split_without_people_is_named(tmp_path, split, train, name):
     index = Index(make_index(tmp_path, train=train))
-    with pytest.raises(UserError, match="no usable %s image" % name):
+    with pytest.raises(UserError, match=f"no usable {name} image"):
         index.usable(split)
 
 

@@ -8,15 +8,15 @@ import sys
 import time
 
 import numpy as np
-from PIL import Image
 import pytest
-
 from conftest import ROOT
-from dataset.index import JOINTS, Index, load_image
 from people import STANDING
+from PIL import Image
+
 from dataset import coco, openpose, photos
-from tools import make_index
 from dataset.builder import cut_square, square_around
+from dataset.index import JOINTS, Index, load_image
+from tools import make_index
 from tools.check_index import suspicions
 
 
@@ -45,8 +45,8 @@ def coco_person(number, photo, box, labels=2, **changes):
         x, y = STANDING.get(name, (None, None))
         known = (0, 0, 0) if x is None else (round(box[0] + x * box[2]), round(box[1] + y * box[3]), labels)
         keypoints += changes.pop(name, known)
-    return dict(dict(id=number, image_id=photo, bbox=list(box), keypoints=keypoints, num_keypoints=15, iscrowd=0,
-                     category_id=1), **changes)
+    return dict({"id": number, "image_id": photo, "bbox": list(box), "keypoints": keypoints, "num_keypoints": 15, "iscrowd": 0,
+                     "category_id": 1}, **changes)
 
 
 @pytest.fixture
@@ -58,9 +58,9 @@ def coco_files(tmp_path):
             if given is not None:
                 ids = range(n_photos) if name == "annotations" else range(n_photos, n_photos + 2)
                 for i in ids:
-                    save(tmp_path / "photos" / ("%d.jpg" % i), 300, 200)
+                    save(tmp_path / "photos" / (f"{i}.jpg"), 300, 200)
                 path = tmp_path / (name + ".json")
-                path.write_text(json.dumps({"images": [{"id": i, "file_name": "%d.jpg" % i} for i in ids],
+                path.write_text(json.dumps({"images": [{"id": i, "file_name": f"{i}.jpg"} for i in ids],
                                             "annotations": given}))
                 options += ["--" + name, path]
         return options
@@ -96,7 +96,7 @@ def test_coco_left_and_right_are_the_persons_own(coco_files, tmp_path):
 
 
 def test_coco_labels_say_what_is_missing(coco_files, tmp_path):
-    changes = dict(lwrist=(110, 30, 1), rwrist=(0, 0, 0), rknee=(400, 100, 2))  # hidden; not labelled; not in the photo
+    changes = {"lwrist": (110, 30, 1), "rwrist": (0, 0, 0), "rknee": (400, 100, 2)}  # hidden; not labelled; not in the photo
     options = coco_files([coco_person(5, 0, (100, 20, 80, 160), **changes), coco_person(6, 1, (100, 20, 80, 160))])
     assert run(*options) == 0
     index = Index(str(tmp_path / "out" / "index.p"))
@@ -145,7 +145,7 @@ def row(name, width=64, height=128, left=0, **changes):
     points = [(-1, -1) if STANDING.get(joint) is None else
               (int(STANDING[joint][0] * width) + left, int(STANDING[joint][1] * height)) for joint in openpose.JOINTS]
     points = [changes.get(joint, xy) for joint, xy in zip(openpose.JOINTS, points)]
-    return "%s: %s: %s" % (name, [y for _, y in points], [x for x, _ in points])
+    return f"{name}: {[y for _, y in points]}: {[x for x, _ in points]}"
 
 
 @pytest.fixture
@@ -190,7 +190,7 @@ def test_market_rows_become_people(openpose_files, tmp_path, capsys):
 def test_deepfashions_images_are_found_in_every_spelling(openpose_files, tmp_path, path):
     for name in (path, path.replace("WOMEN", "MEN"), path.replace("0005537", "0005538")):
         save(tmp_path / "images" / name, 256, 256)
-    names = ["fasion%sBlousesShirtsid%s05_4full.jpg" % which for which in (("WOMEN", "00005537"), ("MEN", "00005537"))]
+    names = ["fasion{}BlousesShirtsid{}05_4full.jpg".format(*which) for which in (("WOMEN", "00005537"), ("MEN", "00005537"))]
     assert run(*openpose_files([row(names[0], 256, 256)], [row(names[1], 256, 256)])) == 0
     index = Index(str(tmp_path / "out" / "index.p"))
     extension = path[-4:]
@@ -226,8 +226,8 @@ def test_of_images_of_one_name_those_in_the_folder_of_the_split_are_taken(openpo
     ((256, 256), (64, 128), "its joints reach to (48, 121), and its images are 256 x 256")])
 def test_annotations_that_do_not_go_with_the_images_are_refused(openpose_files, tmp_path, capsys, size, rows_size, words):
     for i in range(20):
-        save(tmp_path / "images" / ("%d.png" % i), *size)
-    rows = [row("%d.png" % i, *rows_size) for i in range(20)]
+        save(tmp_path / "images" / (f"{i}.png"), *size)
+    rows = [row(f"{i}.png", *rows_size) for i in range(20)]
     assert run(*openpose_files(rows, rows[:1])) == 2
     assert "annotations.csv: " + words in capsys.readouterr().err
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
@@ -235,8 +235,8 @@ def test_annotations_that_do_not_go_with_the_images_are_refused(openpose_files, 
 
 def test_narrow_coordinates_go_with_wide_images(openpose_files, tmp_path):
     for i in range(21):
-        save(tmp_path / "images" / ("%d.png" % i), 256, 256)
-    rows = [row("%d.png" % i, 176, 256) for i in range(21)]
+        save(tmp_path / "images" / (f"{i}.png"), 256, 256)
+    rows = [row(f"{i}.png", 176, 256) for i in range(21)]
     assert run(*openpose_files(rows[:20], [row("20.png", 256, 256)])) == 0
     index = Index(str(tmp_path / "out" / "index.p"))
     np.testing.assert_allclose(point(index, 0, "relbow")[0], (52 + 40) / 256.)
@@ -245,8 +245,8 @@ def test_narrow_coordinates_go_with_wide_images(openpose_files, tmp_path):
 
 def test_single_misfits_are_left_out_by_name(openpose_files, tmp_path, capsys):
     for i in range(22):
-        save(tmp_path / "images" / ("%d.png" % i), *((100, 100) if i == 3 else (64, 128)))
-    rows = [row("%d.png" % i, **({"lwrist": (64, 5)} if i == 5 else {})) for i in range(22)]
+        save(tmp_path / "images" / (f"{i}.png"), *((100, 100) if i == 3 else (64, 128)))
+    rows = [row(f"{i}.png", **({"lwrist": (64, 5)} if i == 5 else {})) for i in range(22)]
     assert run(*openpose_files(rows[:20], rows[20:])) == 0
     assert len(Index(str(tmp_path / "out" / "index.p")).images) == 20
     left_out = (tmp_path / "out" / "left_out.txt").read_text()
@@ -288,7 +288,7 @@ def test_photos_become_people_and_the_others_are_named(tmp_path, capsys, monkeyp
     out = capsys.readouterr().out
     for line in ("d.heic: of another kind than JPEG and PNG; convert them", "nobody.jpg: no person found", "sitting.jpg: hips or shoulders not seen",
                  "bent.jpg: torso smaller than 15 % of the crop"):
-        assert "left out: %s\n" % line in out
+        assert f"left out: {line}\n" in out
     assert "8 images seen, 3 people kept" in out and "c.jpg: cannot be read as an image: " in out
 
 

@@ -10,10 +10,9 @@ import zlib
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from common.errors import UserError
-from conftest import ROOT
-from dataset import pickles
 from dataset.pickles import load_plain
 
 DATA = {"joint_order": ["a", "b"], "imgs": ["x.png", "\u00e9.png"], "train": [True, np.bool_(False)],
@@ -69,7 +68,7 @@ def test_a_pickle_of_python_2_loads(tmp_path):
     assert data["imgs"] == ["a.png", "b.png"] and list(data["train"]) == [True, False]
 
 
-class Runs(object):
+class Runs:
     def __init__(self, *reduced):
         self.reduced = reduced
 
@@ -78,8 +77,8 @@ class Runs(object):
 
 
 HOSTILE = {
-    "os.system": lambda mark: Runs(os.system, ("touch %s" % mark,)),
-    "eval": lambda mark: Runs(eval, ("open(%r, 'w')" % mark,)),
+    "os.system": lambda mark: Runs(os.system, (f"touch {mark}",)),
+    "eval": lambda mark: Runs(eval, (f"open({mark!r}, 'w')",)),
     "open": lambda mark: Runs(open, (mark, "w")),
     "numpy.load": lambda mark: Runs(np.load, (mark,)),
     "numpy.fromfile": lambda mark: Runs(np.fromfile, (mark,)),
@@ -120,13 +119,13 @@ BOMBS = {
 @pytest.mark.parametrize("name", sorted(BOMBS))
 def test_claims_of_memory_are_not_believed(tmp_path, name):
     """In a process of its own, whose memory ends 300 MB above what it needs anyway."""
-    script = ("import resource, sys; sys.path.insert(0, %r); from dataset import pickles; from common import errors; import numpy\n"
+    script = (f"import resource, sys; sys.path.insert(0, {ROOT!r}); from dataset import pickles; from common import errors; import numpy\n"
               "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
               "resource.setrlimit(resource.RLIMIT_AS, (used + 300 * 2**20,) * 2)\n"
               "try: pickles.load_plain(sys.argv[1]); print('loaded')\n"
-              "except errors.UserError as error: print(error)\n" % ROOT)
-    done = subprocess.run([sys.executable, "-c", script, write(tmp_path, BOMBS[name])], stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, universal_newlines=True, timeout=60)
+              "except errors.UserError as error: print(error)\n")
+    done = subprocess.run([sys.executable, "-c", script, write(tmp_path, BOMBS[name])], capture_output=True,
+                          text=True, timeout=60)
     assert done.returncode == 0 and done.stdout.count("\n") == 1, done.stderr
     assert "more memory" not in done.stdout  # it was not even tried
 

@@ -4,20 +4,19 @@ import pickle
 
 import imageio_ffmpeg
 import numpy as np
-from PIL import Image
 import pytest
+from conftest import only_run
+from people import make_index, standing
+from PIL import Image
 
 import main
-from inference import rendering
 from batches import stick_figure
-from conftest import only_run
-from dataset.index import J, Index, load_image
 from common.errors import UserError
-from inference.movies import write_gif, write_mp4
-from people import make_index, standing
-from inference.rendering import interpolate
+from dataset.index import Index, J, load_image
 from dataset.selection import select, unique_labels
-
+from inference import rendering
+from inference.movies import write_gif, write_mp4
+from inference.rendering import interpolate
 
 # ---------------------------------------------------------------------------------------------- choosing
 
@@ -30,7 +29,7 @@ def index(tmp_path):
     (tmp_path / "more").mkdir()
     path = make_index(tmp_path, n=8, joints=joints)
     for i, name in enumerate(names):
-        os.replace(str(tmp_path / ("images/%d.png" % i)), str(tmp_path / name))
+        os.replace(str(tmp_path / (f"images/{i}.png")), str(tmp_path / name))
     with open(path, "rb") as file:
         data = dict(pickle.load(file), imgs=names)
     with open(path, "wb") as file:
@@ -81,7 +80,7 @@ def test_the_folder_of_another_data_set_gives_all_its_people(index, tmp_path):
 
 
 def test_many_equal_names_take_no_longer():
-    assert len(set(unique_labels("%d/image.jpg" % i for i in range(50000)))) == 50000
+    assert len(set(unique_labels(f"{i}/image.jpg" for i in range(50000)))) == 50000
 
 
 def test_labels_are_fit_for_files_and_differ():
@@ -101,12 +100,12 @@ def test_chosen_people_in_chosen_poses(trained, toy, tmp_path):
                       "--appearance", str(people[0]), stems[1], "--pose", index.images[poses[0]], stems[3], str(poses[2])]) == 0
     folder = only_run(tmp_path / "log")
     cells = {path.name for path in (folder / "transfer_0").iterdir()}
-    assert cells == {"%s_in_pose_of_%s.png" % (a, b) for a in stems[:2] for b in stems[2:]}
+    assert cells == {f"{a}_in_pose_of_{b}.png" for a in stems[:2] for b in stems[2:]}
     grid = np.asarray(Image.open(str(folder / "transfer_0.png")))
     assert grid.shape == (3 * 16, 4 * 16, 3)
     np.testing.assert_array_equal(grid[16:32, :16], load_image(index.image_path(people[0]), 16))
     np.testing.assert_array_equal(grid[:16, 48:], stick_figure(index.joints[poses[2]], 16))
-    cell = np.asarray(Image.open(str(folder / "transfer_0" / ("%s_in_pose_of_%s.png" % (stems[1], stems[3])))))
+    cell = np.asarray(Image.open(str(folder / "transfer_0" / (f"{stems[1]}_in_pose_of_{stems[3]}.png"))))
     np.testing.assert_array_equal(grid[32:, 32:48], cell)
 
 

@@ -9,18 +9,18 @@ import types
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
+from conftest import ROOT, only_run
 
 from batches import Examples
+from common.errors import UserError
+from common.machine import has_gpu, session_options
+from dataset.toy import make_data_set
+from deeploss import load_weights
+from main import MOST_OVERFLOWS, Trainer
+from tools.benchmark import count_flop, needed_by
 from training.checkpoints import find_checkpoint
 from training.config import dump_config, load_config
-from conftest import ROOT, only_run
-from deeploss import load_weights
-from common.errors import UserError
 from training.graphs import TrainingGraph, placeholders
-from main import MOST_OVERFLOWS, Trainer
-from common.machine import has_gpu, session_options
-from tools.benchmark import count_flop, needed_by
-from dataset.toy import make_data_set
 
 IS_TF1 = tf.__version__.startswith("1.")
 
@@ -120,7 +120,7 @@ def test_gradients_may_overflow_where_the_loss_is_scaled_but_not_forever():
 def test_the_benchmark_checks_what_is_set(small_config):
     for given, words in (("precision=mixde", "--set: precision: mixde: expected float32 or mixed"), ("batch_szie=8", "did you mean batch_size")):
         command = [sys.executable, os.path.join(ROOT, "tools", "benchmark.py"), "input", "--config", small_config(), "--set", given]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=300)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
 
 
@@ -131,7 +131,7 @@ def test_the_benchmark_measures_made_up_data_against_another_checkout(what, keys
     """Against itself: all ratios are there."""
     command = [sys.executable, os.path.join(ROOT, "tools", "benchmark.py"), what, "--config",
                small_config(data_index="none"), "--steps", "1", "--rounds", "1", "--json", "--against", ROOT]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)
     for key in keys:

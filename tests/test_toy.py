@@ -5,11 +5,22 @@ import sys
 
 import numpy as np
 import pytest
-
 from conftest import ROOT
+
 from dataset.index import Index, load_image
-from dataset.toy import (BACKGROUND, JOINTS, POSES_PER_PERSON, TORSO, draw, index_joints, is_toy, make_data_set,
-                         make_person, make_pose, transfer_error)
+from dataset.toy import (
+    BACKGROUND,
+    JOINTS,
+    POSES_PER_PERSON,
+    TORSO,
+    draw,
+    index_joints,
+    is_toy,
+    make_data_set,
+    make_person,
+    make_pose,
+    transfer_error,
+)
 
 
 def digests(folder):
@@ -87,11 +98,11 @@ def test_transfer_error_is_0_for_the_truth_and_that_of_the_answer_otherwise():
 
 def test_the_command_says_what_it_made_and_refuses_nonsense(tmp_path):
     command = [sys.executable, os.path.join(ROOT, "tools", "make_toy.py"), "--out", str(tmp_path / "toy"), "--train", "1", "--test", "1"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and "8 images of 2 people, 1 of them held out" in done.stdout
     (tmp_path / "file").write_text("")
     for options in (["--train", "0"], ["--out", str(tmp_path / "file")]):
-        refused = subprocess.run(command + options, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+        refused = subprocess.run(command + options, capture_output=True, text=True)
         assert refused.returncode == 2 and "Traceback" not in refused.stderr
 
 

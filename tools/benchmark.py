@@ -21,21 +21,21 @@ STARTED = time.time()
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-import numpy as np  # noqa: E402
-from PIL import Image  # noqa: E402
+import numpy as np
+from PIL import Image
 
-from common.console import quiet_stderr  # noqa: E402
+from common.console import quiet_stderr
 
 with quiet_stderr():
     import tensorflow.compat.v1 as tf
 
-from batches import BatchOrder, Loader, pipeline  # noqa: E402
-from training.config import check_config, load_config  # noqa: E402
-from dataset.index import JOINTS, Index  # noqa: E402
-from deeploss import load_weights  # noqa: E402
-from common.errors import Parser, UserError, whole_number  # noqa: E402
-from training.graphs import TrainingGraph  # noqa: E402
-from common.machine import cpu_count, make_session, set_up_tensorflow  # noqa: E402
+from batches import BatchOrder, Loader, pipeline
+from common.errors import Parser, UserError, whole_number
+from common.machine import cpu_count, make_session, set_up_tensorflow
+from dataset.index import JOINTS, Index
+from deeploss import load_weights
+from training.config import check_config, load_config
+from training.graphs import TrainingGraph
 
 MATRIX_SIZE = 4096
 # Somebody standing upright: where the joints of made-up people are, give or take.
@@ -54,13 +54,13 @@ def main(argv=None):
             with tempfile.TemporaryDirectory() as folder:
                 results = BENCHMARKS[options.what](config, options, folder)
     except UserError as error:
-        print("error: %s" % error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     if options.json:
         print(json.dumps(results))
     else:
         for name, value in results.items():
-            print("%-28s %s" % (name, "%.4g" % value if isinstance(value, float) else value))
+            print("%-28s %s" % (name, f"{value:.4g}" if isinstance(value, float) else value))
     return 0
 
 
@@ -76,7 +76,7 @@ def parse_options(argv):
     parser.add_argument("--against", metavar="PATH", help="another checkout of this repository to compare with")
     parser.add_argument("--rounds", type=whole_number(1000), default=3, metavar="N", help="how often --against runs either (3)")
     options = parser.parse_args(argv)
-    options.given = ["--set=%s=%s" % (key, json.dumps(value)) for key, value in options.set]
+    options.given = [f"--set={key}={json.dumps(value)}" for key, value in options.set]
     options.set = dict(options.set)
     return options
 
@@ -133,7 +133,7 @@ def timed(session, fetches):
     return time.time() - start
 
 
-class MatrixProduct(object):
+class MatrixProduct:
     """A float32 matrix product in the graph: op, initializer, gflop."""
 
     def __init__(self, size=MATRIX_SIZE):
@@ -222,7 +222,7 @@ def make_up_data(folder, size, n=128):
     """Writes n images with the detail of photos, and their index; returns its path."""
     random = np.random.RandomState(0)
     os.mkdir(os.path.join(folder, "images"))
-    names = ["images/%d.jpg" % i for i in range(n)]
+    names = [f"images/{i}.jpg" for i in range(n)]
     for name in names:
         coarse = Image.fromarray(random.randint(0, 256, (size // 8, size // 8, 3)).astype(np.uint8))
         pixels = np.asarray(coarse.resize((size, size), Image.BICUBIC)) + random.normal(scale=5, size=(size, size, 3))
@@ -244,12 +244,12 @@ def compare(options):
         for name, root in (("other", os.path.abspath(options.against)), ("this", ROOT)):
             script = os.path.join(root, "tools", "benchmark.py")
             if not os.path.isfile(script):
-                raise UserError("--against: %s: expected a checkout with tools/benchmark.py" % options.against)
+                raise UserError(f"--against: {options.against}: expected a checkout with tools/benchmark.py")
             command = [sys.executable, script, options.what, "--config", os.path.abspath(options.config), "--json",
                        "--steps", str(options.steps)] + options.given
-            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+            done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
-                raise UserError("the benchmark of %s failed: %s" % (root, done.stderr.strip().split("\n")[-1]))
+                raise UserError("the benchmark of {} failed: {}".format(root, done.stderr.strip().split("\n")[-1]))
             runs[name].append(json.loads(done.stdout.strip().split("\n")[-1]))
     results = {}
     for key, value in runs["this"][0].items():

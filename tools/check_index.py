@@ -18,10 +18,21 @@ import numpy as np
 from PIL import Image
 
 from batches import PARTS, Examples, Loader
-from dataset.index import J, JOINTS, Index, index_faults, is_file_name, is_list, is_visible, leaves_folder, read_image, read_index
-from common.machine import cpu_count
 from common.errors import Parser, UserError, reason, shown
+from common.machine import cpu_count
 from dataset.builder import with_progress
+from dataset.index import (
+    JOINTS,
+    Index,
+    J,
+    index_faults,
+    is_file_name,
+    is_list,
+    is_visible,
+    leaves_folder,
+    read_image,
+    read_index,
+)
 
 PREVIEW = "preview.png"
 PREVIEW_SIZE = 128
@@ -41,9 +52,9 @@ def main(argv=None):
         print("interrupted", file=sys.stderr)
         return 130
     for fault in faults:
-        print("error: %s" % fault, file=sys.stderr)
+        print(f"error: {fault}", file=sys.stderr)
     if faults:
-        print("training cannot start: %d fault%s" % (len(faults), "s"[:len(faults) != 1]))
+        print("training cannot start: {} fault{}".format(len(faults), "s"[:len(faults) != 1]))
         return 2
     print("training can start")
     return 0
@@ -52,8 +63,8 @@ def main(argv=None):
 def parse_options(argv):
     parser = Parser(
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Checks a data index: its rules, its images, what looks suspicious. Writes %s. Exit code 0 when\n"
-                    "training can start, 2 when not." % PREVIEW)
+        description=f"Checks a data index: its rules, its images, what looks suspicious. Writes {PREVIEW}. Exit code 0 when\n"
+                    "training can start, 2 when not.")
     parser.add_argument("index", metavar="INDEX", help="such as data/market/index.p")
     parser.add_argument("--allow-outside-images", action="store_true",
                         help="as the config key: paths in the index may leave its folder")
@@ -63,7 +74,7 @@ def parse_options(argv):
 def check(path, allow_outside):
     """Prints what is to be known of the index at `path` and writes the preview; returns its faults, a list of lines."""
     data = read_index(path)
-    faults = ["%s: %s" % (path, fault) for fault in index_faults(data, allow_outside)]
+    faults = [f"{path}: {fault}" for fault in index_faults(data, allow_outside)]
     sizes, digests, image_faults = check_images(os.path.dirname(os.path.abspath(path)), image_names(data, allow_outside))
     print_sizes(sizes)
     if faults:
@@ -75,10 +86,9 @@ def check(path, allow_outside):
         except UserError as error:
             usable = 0
             faults.append(str(error))
-        print("%s: %d images, %d of them usable (both hips and both shoulders are visible)"
-              % (split, np.sum(index.train == (split == "train")), usable))
+        print("{}: {} images, {} of them usable (both hips and both shoulders are visible)".format(split, np.sum(index.train == (split == "train")), usable))
     visible = is_visible(index.joints).mean(axis=0)
-    print("visible: " + ", ".join("%s %.0f %%" % (name, 100 * visible[J[name]]) for name in JOINTS))
+    print("visible: " + ", ".join(f"{name} {100 * visible[J[name]]:.0f} %" for name in JOINTS))
     for suspicion in suspicions(index.joints) + shared_images(index, digests):
         print("suspicious: " + suspicion)
     write_preview(index, digests)
@@ -119,9 +129,8 @@ def check_images(folder, names):
 def print_sizes(sizes):
     if sizes:
         most = sizes.most_common(3)
-        more = ", and %d other sizes" % (len(sizes) - 3) if len(sizes) > 3 else ""
-        print("sizes: %d image files; %s%s"
-              % (sum(sizes.values()), ", ".join("%d x %d: %d" % (w, h, n) for (w, h), n in most), more))
+        more = ", and %s other sizes" % (len(sizes) - 3) if len(sizes) > 3 else ""
+        print("sizes: {} image files; {}{}".format(sum(sizes.values()), ", ".join(f"{w} x {h}: {n}" for (w, h), n in most), more))
 
 
 # ---------------------------------------------------------------------------------------------- suspicions
@@ -141,15 +150,15 @@ def suspicions(joints):
     both = {pair: visible[:, J["r" + pair]] & visible[:, J["l" + pair]] for pair in right_of}
     face = visible[:, J["cnose"]] & both["eye"]
     for pair in ("shoulder", "hip"):
-        report_if_most(right_of[pair], face & both[pair], "left and right seem swapped: with %%.0f %%%% of the %%d people "
-                       "whose face is seen, the right %s is on the image's right" % pair)
+        report_if_most(right_of[pair], face & both[pair], "left and right seem swapped: with %.0f %% of the %d people "
+                       f"whose face is seen, the right {pair} is on the image's right")
     facing = both["shoulder"] & ~right_of["shoulder"]
     report_if_most(right_of["eye"], face & facing, "the eyes seem swapped: with %.0f %% of the %d people who face the "
                    "camera, the right eye is on the image's right")
 
     largest = np.where(visible, joints.max(axis=-1), 0).max(axis=1)
     for number in np.flatnonzero(largest > 1.5)[:MOST_LINES]:
-        found.append("joints[%d]: a visible joint is at %g, far outside of its image" % (number, largest[number]))
+        found.append(f"joints[{number}]: a visible joint is at {largest[number]:g}, far outside of its image")
     if visible.any():
         seen = joints[visible]
         outside = (seen > 1).any(axis=1).mean()
@@ -158,7 +167,7 @@ def suspicions(joints):
                          "height?" % (100 * outside))
         for axis, name, side in ((0, "right", "width"), (1, "lower", "height")):
             if len(seen) >= 50 and seen[:, axis].max() <= 0.51:
-                found.append("no joint is in the %s half of its image: are they shares of its %s?" % (name, side))
+                found.append(f"no joint is in the {name} half of its image: are they shares of its {side}?")
         corner = (seen == 0).all(axis=1).mean()
         if corner > 0.01:
             found.append("%.0f %% of the visible joints are at (0, 0): are those missing ones? They must be negative"
@@ -178,7 +187,7 @@ def shared_images(index, digests):
     if not shared:
         return []
     examples = [shown(name, 1000) for name in sorted(set(names[shared[0]]))[:2]]
-    return ["%d images appear in both splits, for example %s" % (len(shared), " and ".join(examples))]
+    return ["{} images appear in both splits, for example {}".format(len(shared), " and ".join(examples))]
 
 
 # ---------------------------------------------------------------------------------------------- the preview
@@ -197,10 +206,9 @@ def write_preview(index, decodable):
     try:
         Image.fromarray(np.concatenate(rows)).save(PREVIEW)
     except OSError as error:  # a pity, and no fault of the index
-        print("warning: %s cannot be written: %s" % (PREVIEW, reason(error)), file=sys.stderr)
+        print(f"warning: {PREVIEW} cannot be written: {reason(error)}", file=sys.stderr)
         return
-    print("%s: of %d people the image, the stick figure (right limbs red, left limbs green) and the part crops"
-          % (PREVIEW, len(rows)))
+    print(f"{PREVIEW}: of {len(rows)} people the image, the stick figure (right limbs red, left limbs green) and the part crops")
 
 
 if __name__ == "__main__":

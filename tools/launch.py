@@ -17,7 +17,7 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from common.errors import Parser, UserError, whole_number  # noqa: E402
+from common.errors import Parser, UserError, whole_number
 
 BY_THEMSELVES = 5.0  # seconds in which the workers notice that one has failed
 TO_SAVE = 20.0  # seconds from SIGTERM to SIGKILL
@@ -29,10 +29,10 @@ def main(argv=None):
         environments = make_environments(options.workers)
         workers = [start(options.command, number, environment) for number, environment in enumerate(environments)]
     except UserError as error:
-        print("error: %s" % error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print("error: %s: cannot be started: %s" % (options.command[0], error.strerror), file=sys.stderr)
+        print(f"error: {options.command[0]}: cannot be started: {error.strerror}", file=sys.stderr)
         return 2
 
     def stop(number, frame):
@@ -58,10 +58,10 @@ def parse_options(argv):
 
 def make_environments(n):
     """A dict of environment variables for each worker: TF_CONFIG, and the GPU. Raises UserError."""
-    addresses = ["127.0.0.1:%d" % port for port in free_ports(n)]
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(n)]
     gpus = find_gpus()
     if gpus and len(gpus) < n:
-        raise UserError("--workers: expected at most %d, one for each GPU, found %d" % (len(gpus), n))
+        raise UserError(f"--workers: expected at most {len(gpus)}, one for each GPU, found {n}")
     environments = []
     for number in range(n):
         config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": number}}
@@ -77,7 +77,7 @@ def find_gpus():
         return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name.strip() not in ("", "-1")]
     if shutil.which("nvidia-smi") is None:
         return []
-    listed = subprocess.run(["nvidia-smi", "-L"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, universal_newlines=True)
+    listed = subprocess.run(["nvidia-smi", "-L"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     return [str(i) for i, line in enumerate(line for line in listed.stdout.splitlines() if line.startswith("GPU "))]
 
 
@@ -110,13 +110,13 @@ def start(command, number, environment):
     def settle():
         if share and not on_gpu:
             os.sched_setaffinity(0, share)
-    pipes = {} if number == 0 else dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
+    pipes = {} if number == 0 else {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "universal_newlines": True}
     # In a session of its own: Ctrl-C of the terminal is for this process to pass on.
     worker = subprocess.Popen(command, env=environment, preexec_fn=settle, start_new_session=True, **pipes)
     if number > 0:
         def relay():
             for line in worker.stdout:
-                sys.stderr.write("worker %d: %s" % (number, line))
+                sys.stderr.write(f"worker {number}: {line}")
         threading.Thread(target=relay, daemon=True).start()
     return worker
 

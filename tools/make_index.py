@@ -15,9 +15,9 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from common.errors import Parser, UserError, whole_number  # noqa: E402
-from dataset import coco, openpose, photos  # noqa: E402
-from dataset.builder import IndexBuilder  # noqa: E402
+from common.errors import Parser, UserError, whole_number
+from dataset import coco, openpose, photos
+from dataset.builder import IndexBuilder
 
 SOURCES = {"coco": coco, "openpose": openpose, "photos": photos}
 
@@ -31,7 +31,7 @@ def main(argv=None):
         with IndexBuilder(options.out, source.JOINTS, options.overwrite) as builder:
             builder.finish(options.test, **(source.add_people(builder, options) or {}))
     except UserError as error:
-        print("error: %s" % error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
@@ -82,7 +82,7 @@ def share(text):
     except ValueError:
         value = 0
     if not 0 < value < 1:
-        raise argparse.ArgumentTypeError("expected a number between 0 and 1, found %s" % text)
+        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, found {text}")
     return value
 
 

@@ -8,8 +8,8 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from common.errors import Parser, UserError  # noqa: E402
-from dataset.toy import make_data_set  # noqa: E402
+from common.errors import Parser
+from dataset.toy import make_data_set
 
 
 def main(argv=None):
@@ -24,9 +24,8 @@ def main(argv=None):
     try:
         index = make_data_set(options.out, options.train, options.test, options.seed)
     except OSError as error:
-        parser.error("cannot write %s: %s" % (error.filename or options.out, error.strerror))
-    print("%d images of %d people, %d of them held out, are in %s"
-          % (len(index["imgs"]), options.train + options.test, options.test, options.out))
+        parser.error(f"cannot write {error.filename or options.out}: {error.strerror}")
+    print("{} images of {} people, {} of them held out, are in {}".format(len(index["imgs"]), options.train + options.test, options.test, options.out))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from common.errors import Parser, UserError  # noqa: E402
-from training.curves import name_runs, read_curves, save_curves  # noqa: E402
+from common.errors import Parser, UserError
+from training.curves import name_runs, read_curves, save_curves
 
 
 def main(argv=None):
@@ -20,9 +20,9 @@ def main(argv=None):
     try:
         save_curves({name: read_curves(run) for name, run in name_runs(options.runs).items()}, options.out)
     except UserError as error:
-        print("error: %s" % error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
-    print("the curves are in %s" % options.out)
+    print(f"the curves are in {options.out}")
     return 0
 
 

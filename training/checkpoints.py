@@ -24,19 +24,19 @@ def find_checkpoint(path):
     if os.path.isfile(prefix + ".index"):
         return prefix
     if not os.path.isdir(path):
-        raise UserError("--checkpoint: there is no checkpoint %s; expected a prefix such as "
-                        "RUN/checkpoints/model.ckpt-1000, a folder of checkpoints or a run folder" % path)
+        raise UserError(f"--checkpoint: there is no checkpoint {path}; expected a prefix such as "
+                        "RUN/checkpoints/model.ckpt-1000, a folder of checkpoints or a run folder")
     for folder in (path, os.path.join(path, "checkpoints")):
         steps = [int(match.group(1)) for match in [re.search(r"model\.ckpt-(\d+)\.index$", name)
                                                    for name in glob.glob(os.path.join(glob.escape(folder), "*"))]
                  if match]
         if steps:
-            return os.path.join(folder, "model.ckpt-%d" % max(steps))
-    raise UserError("--checkpoint: there is no checkpoint in the folder %s; expected model.ckpt-<step>.index in it or "
-                    "in its folder checkpoints" % path)
+            return os.path.join(folder, f"model.ckpt-{max(steps)}")
+    raise UserError(f"--checkpoint: there is no checkpoint in the folder {path}; expected model.ckpt-<step>.index in it or "
+                    "in its folder checkpoints")
 
 
-class Checkpoint(object):
+class Checkpoint:
     """A checkpoint to read. Raises UserError where the files are damaged."""
 
     def __init__(self, prefix):
@@ -50,7 +50,7 @@ class Checkpoint(object):
     def step(self):
         """The number of training steps behind the checkpoint."""
         if "global_step" not in self.shapes:
-            raise UserError("%s: has no global_step; expected a checkpoint of training" % self.prefix)
+            raise UserError(f"{self.prefix}: has no global_step; expected a checkpoint of training")
         try:
             return int(self._reader.get_tensor("global_step"))
         except _READ_ERRORS as error:
@@ -61,18 +61,16 @@ class Checkpoint(object):
         for variable in variables:
             name, shape = variable.op.name, variable.shape.as_list()
             if name not in self.shapes:
-                raise UserError("%s: is of another config: it has no variable %s; expected one of shape %s"
-                                % (self.prefix, name, shape))
+                raise UserError(f"{self.prefix}: is of another config: it has no variable {name}; expected one of shape {shape}")
             if self.shapes[name] != shape:
-                raise UserError("%s: is of another config: variable %s has shape %s there; expected %s"
-                                % (self.prefix, name, self.shapes[name], shape))
+                raise UserError(f"{self.prefix}: is of another config: variable {name} has shape {self.shapes[name]} there; expected {shape}")
 
     def unreadable(self, error):
         """The UserError that says why the checkpoint cannot be read."""
-        return UserError("%s: cannot be read as a checkpoint: %s" % (self.prefix, reason(error)))
+        return UserError(f"{self.prefix}: cannot be read as a checkpoint: {reason(error)}")
 
 
-class CheckpointSaver(object):
+class CheckpointSaver:
     """Saves variables as <folder>/model.ckpt-<step> and keeps the newest few."""
 
     def __init__(self, variables):
@@ -92,10 +90,10 @@ class CheckpointSaver(object):
 
         TensorFlow writes aside and renames, so a failure leaves the earlier checkpoints whole. Raises UserError.
         """
-        prefix = os.path.join(folder, "model.ckpt-%d" % step)
+        prefix = os.path.join(folder, f"model.ckpt-{step}")
         if os.path.isfile(prefix + ".index"):
             return prefix
         try:
             return self._saver.save(session, os.path.join(folder, "model.ckpt"), global_step=step)
         except (tf.errors.OpError, OSError, ValueError) as error:
-            raise UserError("cannot write the checkpoint %s: %s" % (prefix, reason(error)))
+            raise UserError(f"cannot write the checkpoint {prefix}: {reason(error)}")

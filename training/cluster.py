@@ -24,8 +24,8 @@ import time
 
 import tensorflow.compat.v1 as tf
 
-from common.errors import UserError, reason, shown
 from common.console import quiet_stderr
+from common.errors import UserError, reason, shown
 from common.machine import has_gpu, session_options
 
 BEAT = 2.0  # seconds between two signs of life
@@ -35,7 +35,7 @@ ALIVE, DONE = b".", b"!"
 LOST = 3  # exit code of a worker that lost another
 
 
-class Alone(object):
+class Alone:
     """The cluster of one worker."""
 
     size, number = 1, 0
@@ -59,26 +59,26 @@ class Alone(object):
         """Says good-bye, so that the others do not miss this worker."""
 
 
-class Cluster(object):
+class Cluster:
     """One of several workers: number out of size. target, options: of its sessions."""
 
     def __init__(self, addresses, number, config):
         self.size, self.number = len(addresses), number
         self.options = session_options(config)
         self.options.experimental.collective_group_leader = "/job:worker/replica:0/task:0"
-        self.options.device_filters.append("/job:worker/task:%d" % number)
+        self.options.device_filters.append(f"/job:worker/task:{number}")
         try:
             with quiet_stderr():
                 server = tf.train.Server({"worker": addresses}, "worker", number, config=self.options)
         except tf.errors.OpError as error:
-            raise UserError("TF_CONFIG: worker %d cannot serve at %s: %s" % (number, addresses[number], error.message))
+            raise UserError(f"TF_CONFIG: worker {number} cannot serve at {addresses[number]}: {error.message}")
         self._server = server
         self.target = server.target
         self._instances = 0
         self._pulse = Pulse(addresses, number)
 
     def device(self):
-        return tf.device("/job:worker/replica:0/task:%d/device:%s:0" % (self.number, "GPU" if has_gpu() else "CPU"))
+        return tf.device("/job:worker/replica:0/task:{}/device:{}:0".format(self.number, "GPU" if has_gpu() else "CPU"))
 
     def average(self, tensors):
         return self._reduce(tensors, "Div")
@@ -100,7 +100,7 @@ class Cluster(object):
 
     def explain(self, error):
         time.sleep(2 * BEAT)  # for the pulse to find out who is gone, and to end this process
-        raise UserError("worker %d: averaging with the others failed: %s" % (self.number, reason(error)))
+        raise UserError(f"worker {self.number}: averaging with the others failed: {reason(error)}")
 
     def leave(self):
         self._pulse.leave()
@@ -115,7 +115,7 @@ def join_cluster(config):
 def read_tf_config(text):
     """(addresses of all workers, this one's number) out of TF_CONFIG's text. Raises UserError."""
     def refuse(expected):
-        raise UserError("TF_CONFIG: found %s, expected %s" % (shown(text), expected))
+        raise UserError(f"TF_CONFIG: found {shown(text)}, expected {expected}")
 
     if not text.strip():
         return [], 0
@@ -142,7 +142,7 @@ def read_tf_config(text):
     return addresses, number
 
 
-class Pulse(object):
+class Pulse:
     """Signs of life between worker 0 and each other worker, in threads.
 
     A process whose partner is silent or gone ends itself, with a line that says so: its own training may be waiting for that
@@ -157,7 +157,7 @@ class Pulse(object):
         try:
             self._connections = meet(host.strip("[]"), int(port) + 1, number)
         except OSError as error:
-            raise UserError("worker %d cannot %s at %s:%d: %s" % (
+            raise UserError("worker {} cannot {} at {}:{}: {}".format(
                 number, "listen for the others" if number == 0 else "reach worker 0", host, int(port) + 1, error))
         for other, connection in self._connections.items():
             connection.settimeout(SILENCE)
@@ -189,7 +189,7 @@ class Pulse(object):
                     connection.settimeout(5)
                     other = int(connection.recv(16))
                     if not 0 < other < len(self._addresses):
-                        raise ValueError("there is no worker %d" % other)
+                        raise ValueError(f"there is no worker {other}")
                     connections[other] = connection
                 except socket.timeout:
                     if time.time() >= end:
@@ -243,7 +243,7 @@ class Pulse(object):
             what = "has ended"
         if not self._done.wait(1):
             # A worker that ends for a reason of its own says so; this one only follows.
-            sys.stderr.write("error: worker %d (%s) %s, and this one with it; the last checkpoint is whole, and the same "
-                             "command with --checkpoint goes on from it\n" % (other, self._addresses[other], what))
+            sys.stderr.write(f"error: worker {other} ({self._addresses[other]}) {what}, and this one with it; the last checkpoint is whole, and the same "
+                             "command with --checkpoint goes on from it\n")
             sys.stderr.flush()
             os._exit(LOST)

@@ -5,13 +5,13 @@ import re
 
 import yaml
 
-from deeploss import LAYERS, smallest_picture
 from common.errors import UserError, reason, shown
+from deeploss import LAYERS, smallest_picture
 
 MAX_LENGTH = 100000  # characters of a file; what YAML makes of long numbers takes long
 
 
-class Key(object):
+class Key:
     """What a config key may hold: `kind` says so to the user, `fits` decides, and `default` None means required."""
 
     def __init__(self, kind, fits, default=None):
@@ -75,21 +75,20 @@ KEYS = {
 def load_config(path):
     """The config at `path` as a dict with every key of KEYS. Raises UserError with one line on the first fault."""
     if not os.path.isfile(path):
-        raise UserError("--config: there is no file %s" % path)
+        raise UserError(f"--config: there is no file {path}")
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read(MAX_LENGTH + 1)
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError("%s: cannot be read: %s" % (path, reason(error)))
+        raise UserError(f"{path}: cannot be read: {reason(error)}")
     if len(text) > MAX_LENGTH:
-        raise UserError("%s: expected a config, of at most %d characters, found more" % (path, MAX_LENGTH))
+        raise UserError(f"{path}: expected a config, of at most {MAX_LENGTH} characters, found more")
     try:
         given = yaml.load(text, Loader=_Loader)
     except Exception as error:  # besides its own, PyYAML lets out what Python raises on odd scalars
-        raise UserError("%s: is not YAML: %s" % (path, reason(error)))
+        raise UserError(f"{path}: is not YAML: {reason(error)}")
     if not isinstance(given, dict):
-        raise UserError("%s: expected a mapping of keys to values, found %s"
-                        % (path, "nothing" if given is None else type(given).__name__))
+        raise UserError("{}: expected a mapping of keys to values, found {}".format(path, "nothing" if given is None else type(given).__name__))
     return check_config(path, given)
 
 
@@ -99,15 +98,15 @@ def check_config(path, given):
     for key in given:
         if key not in KEYS:
             close = difflib.get_close_matches(shown(key), list(KEYS), n=1)
-            raise UserError("%s: unknown key %s: %s; %s" % (
+            raise UserError("{}: unknown key {}: {}; {}".format(
                 path, shown(key), shown(given[key]),
-                "did you mean %s?" % close[0] if close else "expected one of " + ", ".join(sorted(KEYS))))
+                f"did you mean {close[0]}?" if close else "expected one of " + ", ".join(sorted(KEYS))))
     for key, rule in KEYS.items():
         value = given.get(key, rule.default)
         if key not in given and value is None:
-            raise UserError("%s: missing key %s: found nothing, expected %s" % (path, key, rule.kind))
+            raise UserError(f"{path}: missing key {key}: found nothing, expected {rule.kind}")
         if not rule.fits(value):
-            raise UserError("%s: %s: %s: expected %s" % (path, key, shown(value), rule.kind))
+            raise UserError(f"{path}: {key}: {shown(value)}: expected {rule.kind}")
         config[key] = value
     _check_together(path, config)
     return config
@@ -116,41 +115,38 @@ def check_config(path, given):
 def _check_together(path, config):
     """The rules that tie keys together."""
     def refuse(key, expected):
-        raise UserError("%s: %s: %s: expected %s" % (path, key, shown(config[key]), expected))
+        raise UserError(f"{path}: {key}: {shown(config[key])}: expected {expected}")
 
     layers = config["feature_layers"]
     for layer in layers:
         if layer not in LAYERS:
             close = difflib.get_close_matches(shown(layer), LAYERS, n=1)
-            refuse("feature_layers", "layers of VGG19, and %s is none%s" % (
-                shown(layer), "; did you mean %s?" % close[0] if close else ""))
+            refuse("feature_layers", "layers of VGG19, and {} is none{}".format(
+                shown(layer), f"; did you mean {close[0]}?" if close else ""))
         if config["spatial_size"] < smallest_picture(layer):
-            refuse("feature_layers", "layers that pictures of spatial_size %d reach, and %s is too deep"
-                   % (config["spatial_size"], layer))
+            refuse("feature_layers", "layers that pictures of spatial_size {} reach, and {} is too deep".format(config["spatial_size"], layer))
     for key in ("feature_weights", "gram_weights"):
         if len(config[key]) != len(layers):
-            refuse(key, "as many as feature_layers, %d, found %d" % (len(layers), len(config[key])))
+            refuse(key, f"as many as feature_layers, {len(layers)}, found {len(config[key])}")
     if not any(config["feature_weights"] + config["gram_weights"]):
         refuse("feature_weights", "one weight or Gram weight above 0 at least, or nothing would be learnt")
     if config["lr_decay_begin"] >= config["lr_decay_end"]:
-        refuse("lr_decay_begin", "less than lr_decay_end, %d" % config["lr_decay_end"])
+        refuse("lr_decay_begin", "less than lr_decay_end, {}".format(config["lr_decay_end"]))
 
     # Two latent scales, the coarsest of part crops and stick figure alike.
     log_size = config["spatial_size"].bit_length() - 1
     most = log_size - 1
     if config["bottleneck_factor"] > most:
-        refuse("bottleneck_factor", "at most %d for spatial_size %d" % (most, config["spatial_size"]))
+        refuse("bottleneck_factor", "at most {} for spatial_size {}".format(most, config["spatial_size"]))
     most = log_size - 1 - config["bottleneck_factor"]
     if config["box_factor"] > most:
-        refuse("box_factor", "at most %d for spatial_size %d and bottleneck_factor %d"
-               % (most, config["spatial_size"], config["bottleneck_factor"]))
+        refuse("box_factor", "at most {} for spatial_size {} and bottleneck_factor {}".format(most, config["spatial_size"], config["bottleneck_factor"]))
     if config["n_filters"] > config["max_filters"]:
-        refuse("n_filters", "at most max_filters, %d" % config["max_filters"])
+        refuse("n_filters", "at most max_filters, {}".format(config["max_filters"]))
     if config["box_factor"] == most and config["n_filters"] * 2**config["box_factor"] > config["max_filters"]:
         # The crops' first scale, which max_filters does not bound, would be a latent scale of more channels than the
         # stick figure's there.
-        refuse("box_factor", "at most %d for spatial_size %d and bottleneck_factor %d, or max_filters of %d"
-               % (most - 1, config["spatial_size"], config["bottleneck_factor"],
+        refuse("box_factor", "at most {} for spatial_size {} and bottleneck_factor {}, or max_filters of {}".format(most - 1, config["spatial_size"], config["bottleneck_factor"],
                   config["n_filters"] * 2**config["box_factor"]))
 
 
@@ -169,10 +165,10 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else id(key_node)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, "the key %s stands there twice" % key,
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key} stands there twice",
                                                         key_node.start_mark)
             seen.add(key)
-        return super(_Loader, self).construct_mapping(node, deep)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.yaml_implicit_resolvers = {k: [(tag, regexp) for tag, regexp in v if tag != "tag:yaml.org,2002:merge"]

@@ -28,7 +28,7 @@ def read_curves(run):
         with open(path, encoding="utf-8") as file:
             text = file.read()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError("%s: cannot be read: %s; expected the log of a training" % (path, reason(error)))
+        raise UserError(f"{path}: cannot be read: {reason(error)}; expected the log of a training")
     found = {}
     for name, value in re.findall(r"^\S+ \S+ (\w+): ([-+.\de]+|nan|-?inf)$", text, re.M):
         try:
@@ -37,7 +37,7 @@ def read_curves(run):
             break
     steps = found.get("global_step", [])
     if not steps:
-        raise UserError("%s: has no scalars; expected the log of a training" % path)
+        raise UserError(f"{path}: has no scalars; expected the log of a training")
     # They are logged together; of the last step of a killed run some may be missing.
     return {name: (np.array(steps[:len(values)]), np.array(values[:len(steps)])) for name, values in found.items()}
 
@@ -46,7 +46,7 @@ def save_curves(curves, path):
     """Draws {run: {scalar: (steps, values)}} to a PNG, a panel for each of PANELS that is there. Raises UserError."""
     panels = [panel for panel in PANELS if any(of_panel(of_run, panel) for of_run in curves.values())]
     if not panels:
-        raise UserError("no scalars to draw in %s; expected the log of a training" % ", ".join(curves))
+        raise UserError("no scalars to draw in {}; expected the log of a training".format(", ".join(curves)))
     figure, axes = make_figure(-(-len(panels) // 3), 3, len(panels))
     for panel, ax in zip(panels, axes):
         draw_panel(ax, panel, curves)
@@ -56,7 +56,7 @@ def save_curves(curves, path):
     try:
         figure.savefig(path, format="png", dpi=100)
     except OSError as error:
-        raise UserError("%s: cannot be written: %s" % (path, reason(error)))
+        raise UserError(f"{path}: cannot be written: {reason(error)}")
 
 
 def save_result(run, transfers):
@@ -93,7 +93,7 @@ def make_figure(rows, columns, n=0):
     try:
         from matplotlib.figure import Figure  # here, as trainings need it at their end only, and it takes a second
     except ImportError as error:
-        raise UserError("curves need matplotlib, pip install -r requirements.txt installs it (%s)" % reason(error))
+        raise UserError(f"curves need matplotlib, pip install -r requirements.txt installs it ({reason(error)})")
     figure = Figure(figsize=(4 * columns, 3.2 * rows), tight_layout=True)
     return figure, [figure.add_subplot(rows, columns, i + 1) for i in range(n)]
 

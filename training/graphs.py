@@ -3,11 +3,11 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from batches import Examples, to_float
-from training.cluster import Alone
+from common.machine import has_gpu
 from deeploss import PerceptualLoss
 from models import VUNet, kl_divergence
 from nn import Walk
-from common.machine import has_gpu
+from training.cluster import Alone
 
 ADAM_BETA1, ADAM_BETA2 = 0.5, 0.9
 KL_WEIGHT_BEGIN = 1e-6
@@ -19,7 +19,7 @@ def make_network(config):
                  config["max_filters"])
 
 
-class TrainingGraph(object):
+class TrainingGraph:
     """Everything a training needs in the graph; after it is built nothing is added.
 
     config: as from load_config. batch: Examples, a batch of the pipeline. shapes: Examples of the shapes of one image.
@@ -108,9 +108,9 @@ class TrainingGraph(object):
         total = terms.likelihood_loss + self.kl_weight * kl_loss
         scalars = {"loss": total, "likelihood_loss": terms.likelihood_loss, "kl_loss": kl_loss,
                    "kl_weight": self.kl_weight, "learning_rate": self.learning_rate}
-        scalars.update({"kl_loss_%d" % k: value for k, value in enumerate(kl_losses)})
-        scalars.update({"vgg_loss_%d" % k: value for k, value in enumerate(terms.feature_losses)})
-        scalars.update({"gram_loss_%d" % k: value for k, value in enumerate(terms.gram_losses)})
+        scalars.update({f"kl_loss_{k}": value for k, value in enumerate(kl_losses)})
+        scalars.update({f"vgg_loss_{k}": value for k, value in enumerate(terms.feature_losses)})
+        scalars.update({f"gram_loss_{k}": value for k, value in enumerate(terms.gram_losses)})
         return total, scalars
 
     def _adam(self, config, loss):
@@ -132,7 +132,7 @@ class TrainingGraph(object):
             return self.step.assign_add(1).op, stopping
 
 
-class Renderer(object):
+class Renderer:
     """Pictures from appearances and poses: works on uint8 Examples of any number, a batch at a time, the last filled up.
 
     inputs: Examples of the uint8 tensors (batch_size, ...) that are fed. means: posterior means. latents: the tensors that

@@ -9,17 +9,17 @@ import sys
 import time
 
 import numpy as np
-from PIL import Image
 import tensorflow.compat.v1 as tf
+from PIL import Image
 
-from training.config import dump_config
 from common.errors import UserError, reason
+from training.config import dump_config
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SOURCES = ("", "common", "dataset", "training", "inference", "tools")  # the folders that a run keeps a copy of
 
 
-class Run(object):
+class Run:
     """A new folder <log_dir>/<date>T<time> for what one command leaves behind.
 
     Raises UserError, here and in every method, where the disk does not let it write.
@@ -40,7 +40,7 @@ class Run(object):
     def log(self, line):
         """Adds a line to log.txt."""
         try:
-            self._log.write("%s %s\n" % (time.strftime("%Y-%m-%d %H:%M:%S"), line))
+            self._log.write("{} {}\n".format(time.strftime("%Y-%m-%d %H:%M:%S"), line))
             self._log.flush()
         except OSError as error:
             raise self._cannot_write(error)
@@ -56,7 +56,7 @@ class Run(object):
     def scalars(self, step, values):
         """Scalars by name, into log.txt and TensorBoard's events."""
         for name in sorted(values):
-            self.log("%s: %s" % (name, values[name]))
+            self.log(f"{name}: {values[name]}")
         self._add_summary([tf.Summary.Value(tag=grouped(name), simple_value=value) for name, value in values.items()], step)
 
     def histogram(self, name, values, step):
@@ -76,7 +76,7 @@ class Run(object):
         """
         png = io.BytesIO()
         Image.fromarray(pixels).save(png, "PNG")
-        file_name = "%s.png" % name if step is None else "%s_%07d.png" % (name, step)
+        file_name = f"{name}.png" if step is None else "%s_%07d.png" % (name, step)
         self.write(file_name, png.getvalue())
         if step is not None:
             image = tf.Summary.Image(height=pixels.shape[0], width=pixels.shape[1], colorspace=3,
@@ -112,10 +112,10 @@ class Run(object):
             raise self._cannot_write(error)
 
     def _cannot_write(self, error):
-        return UserError("%s: cannot write: %s" % (self.folder, reason(error)))
+        return UserError(f"{self.folder}: cannot write: {reason(error)}")
 
 
-class _EventWriter(object):
+class _EventWriter:
     """TensorBoard's event file. tf.summary.FileWriter writes in a thread, where a full disk ends in a traceback."""
 
     def __init__(self, folder):
@@ -133,13 +133,13 @@ class _EventWriter(object):
 
 def grouped(name):
     """The tag under which TensorBoard shows a scalar beside its like: vgg_loss/vgg_loss_3_valid."""
-    return "%s/%s" % (re.sub(r"(_\d+)?(_valid)?$", "", name), name)
+    return "{}/{}".format(re.sub(r"(_\d+)?(_valid)?$", "", name), name)
 
 
 def _make_folder(log_dir):
     stamp = time.strftime("%Y-%m-%dT%H-%M-%S")
     for number in range(1, 1000):
-        folder = os.path.join(log_dir, stamp if number == 1 else "%s-%d" % (stamp, number))
+        folder = os.path.join(log_dir, stamp if number == 1 else f"{stamp}-{number}")
         try:
             os.makedirs(os.path.join(folder, "checkpoints"))
             return folder
@@ -147,8 +147,8 @@ def _make_folder(log_dir):
             if not os.path.isdir(folder):
                 break
         except OSError as error:
-            raise UserError("--log_dir: cannot make the folder %s: %s" % (folder, error.strerror))
-    raise UserError("--log_dir: cannot make a folder in %s: it is no folder" % log_dir)
+            raise UserError(f"--log_dir: cannot make the folder {folder}: {error.strerror}")
+    raise UserError(f"--log_dir: cannot make a folder in {log_dir}: it is no folder")
 
 
 def _copy_sources(target):
