@@ -26,7 +26,7 @@ with quiet_stderr():  # TensorFlow greets on stderr while it is imported
     import tensorflow.compat.v1 as tf
 
 from batches import BatchOrder, Loader, pipeline
-from common.errors import Parser, UserError, number_above_0, reason, whole_number
+from common.errors import Parser, UserError, number_above_0, reason, run, whole_number
 from common.machine import make_session, set_up_tensorflow
 from dataset.index import Index
 from deeploss import load_weights
@@ -43,23 +43,16 @@ MOST_OVERFLOWS = 50  # more than it takes the scale of float16's loss to come do
 
 
 def main(argv=None):
-    """Runs one command; returns its exit code: 0, 2 for a user's mistake, 130 or 143 when told to stop."""
+    """Runs one command; returns its exit code where that is not 0. Raises UserError."""
     options = parse_options(argv)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     set_up_tensorflow()
+    if options.checkpoint:  # once: a training that still runs may save another at any time
+        options.checkpoint = find_checkpoint(options.checkpoint)
+    config = load_config(options.config or saved_config(options.checkpoint))
     try:
-        if options.checkpoint:  # once: a training that still runs may save another at any time
-            options.checkpoint = find_checkpoint(options.checkpoint)
-        return MODES[options.mode](options, load_config(options.config or saved_config(options.checkpoint))) or 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return MODES[options.mode](options, config)
     except tf.errors.ResourceExhaustedError as error:
-        print(f"error: out of memory, which a smaller batch_size may spare: {reason(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
+        raise UserError(f"out of memory, which a smaller batch_size may spare: {reason(error)}")
 
 
 def parse_options(argv):
@@ -306,4 +299,4 @@ MODES_OF_OPTIONS = {"retrain": ("train",), "batches": ("transfer", "test"), "app
                     "save": ("evaluate",)}
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -1,13 +1,28 @@
 """What a user can put right, and how it is said: in one line."""
 import argparse
 import reprlib
+import signal
+import sys
 
 
 class UserError(Exception):
     """Bad input. The message is one line: which file, key or option; what was found; what was expected.
 
-    main prints it on stderr and ends with exit code 2.
+    `run` prints it on stderr and ends with exit code 2.
     """
+
+
+def run(main, argv=None):
+    """Runs a command, main(argv); returns its exit code: 2 for a user's mistake, 128 + n when signal n stopped it."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        return main(argv) or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 class Parser(argparse.ArgumentParser):

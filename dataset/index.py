@@ -20,6 +20,9 @@ JOINTS = ("rankle", "rknee", "rhip", "rshoulder", "relbow", "rwrist", "reye",
           "lankle", "lknee", "lhip", "lshoulder", "lelbow", "lwrist", "leye", "cnose")
 J = {name: i for i, name in enumerate(JOINTS)}
 TORSO = ("lhip", "lshoulder", "rshoulder", "rhip")
+# Where the joints of somebody standing upright are, in shares of width and height.
+STANDING = dict(zip(JOINTS, [(.4, .95), (.4, .75), (.42, .55), (.4, .3), (.3, .4), (.25, .5), (.48, .1), (.6, .95), (.6, .75),
+                             (.58, .55), (.6, .3), (.7, .4), (.75, .5), (.52, .1), (.5, .14)]))
 
 MOST_JOINTS = 200  # that joint_order may name
 FARTHEST_JOINT = 100.0  # in pictures; what is farther away cannot be meant

@@ -6,29 +6,18 @@ import sys
 import pytest
 import yaml
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from common.console import quiet_stderr
 
 with quiet_stderr():
     import tensorflow.compat.v1 as tf
 
+from helpers import ROOT, SMALL, exit_code, only_run
+
 tf.logging.set_verbosity(tf.logging.ERROR)
 tf.disable_eager_execution()
 tf.enable_resource_variables()
-
-SMALL = {
-    "batch_size": 2, "init_batches": 2, "spatial_size": 16, "box_factor": 1, "bottleneck_factor": 1, "n_filters": 4, "max_filters": 8, "lr": 1e-3,
-    "lr_decay_begin": 2, "lr_decay_end": 4, "log_freq": 2, "ckpt_freq": 2, "test_freq": 4, "drop_prob": 0.1,
-    "feature_layers": ["input_1", "block1_conv1"], "feature_weights": [1.0, 1.0], "gram_weights": [0.0, 0.1], "vgg_weights": "random"}
-
-
-def only_run(log_dir):
-    """The one run folder there."""
-    run, = log_dir.iterdir()
-    return run
-
 
 @pytest.fixture
 def graph():
@@ -53,7 +42,7 @@ def trained(tmp_path_factory, toy):
     config = folder / "small.yaml"
     config.write_text("".join("{}: {}\n".format(*item) for item in dict(SMALL, data_index=str(toy / "index.p")).items()))
     import main
-    assert main.main(["--config", str(config), "--log_dir", str(folder / "log")]) == 0
+    assert exit_code(main, "--config", str(config), "--log_dir", folder / "log") == 0
     return only_run(folder / "log"), str(config)
 
 

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from people import make_index, standing
+from helpers import make_index, standing
 
 import batches
 from batches import BatchOrder, Loader

@@ -7,18 +7,17 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
-from people import make_index, standing
+from helpers import ROOT, exit_code, images, make_index, mutated, standing
 from PIL import Image
-from test_fuzz import images, mutated
 
 from dataset.index import JOINTS, Index, J
-from tools.check_index import main, suspicions
+from tools import check_index
+from tools.check_index import suspicions
 
 
 def check(path, monkeypatch, folder):
     monkeypatch.chdir(folder)
-    return main([str(path)])
+    return exit_code(check_index, path)
 
 
 def test_a_good_index_is_described_and_shown(tmp_path, capsys, monkeypatch):
@@ -113,7 +112,7 @@ def test_outside_images_are_refused_unless_allowed(tmp_path, capsys, monkeypatch
     path = make_index(tmp_path / "inner", imgs=[f"../images/{i}.png" for i in range(4)])
     assert check(path, monkeypatch, tmp_path) == 2
     assert capsys.readouterr().err.count("leaves the folder") == 4
-    assert main([path, "--allow-outside-images"]) == 0
+    assert exit_code(check_index, path, "--allow-outside-images") == 0
 
 
 def test_a_pickle_that_runs_something_does_not(tmp_path, capsys, monkeypatch):

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import ROOT, only_run
+from helpers import ROOT, exit_code, only_run
 from PIL import Image
 
 import main
@@ -132,7 +132,7 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(program, small_confi
 def test_retraining_keeps_weights_and_moments_and_starts_at_step_0(trained, small_config, tmp_path):
     run, _ = trained
     config = small_config(lr_decay_end=1, lr_decay_begin=0, lr=1e-12, ckpt_freq=1)
-    assert main.main(["--config", config, "--retrain", "--checkpoint", str(run), "--log_dir", str(tmp_path / "log")]) == 0
+    assert exit_code(main, "--config", config, "--retrain", "--checkpoint", str(run), "--log_dir", str(tmp_path / "log")) == 0
     before, after = (tensors(find_checkpoint(str(folder))) for folder in (run, only_run(tmp_path / "log")))
     assert after["global_step"] == 1
     np.testing.assert_allclose(after["beta1_power"], before["beta1_power"] / 2)
@@ -146,7 +146,7 @@ def test_retraining_keeps_weights_and_moments_and_starts_at_step_0(trained, smal
 
 def test_a_finished_training_is_left_alone(trained, tmp_path, capsys):
     run, config = trained
-    assert main.main(["--config", config, "--checkpoint", str(run), "--log_dir", str(tmp_path / "log")]) == 0
+    assert exit_code(main, "--config", config, "--checkpoint", str(run), "--log_dir", str(tmp_path / "log")) == 0
     assert "nothing left to train" in capsys.readouterr().out and not (tmp_path / "log").exists()
 
 
@@ -184,8 +184,8 @@ def test_a_broken_image_in_the_first_test_batch_leaves_no_run_folder(trained, sm
     for number in index.usable("test"):
         os.remove(index.image_path(number))
     config = small_config(data_index=str(folder / "index.p"), lr_decay_end=50)
-    assert main.main(["--config", config, "--mode", mode, "--checkpoint", str(trained[0]),
-                      "--log_dir", str(tmp_path / "log")]) == 2
+    assert exit_code(main, "--config", config, "--mode", mode, "--checkpoint", str(trained[0]),
+                      "--log_dir", str(tmp_path / "log")) == 2
     assert "there is no such image" in capsys.readouterr().err and not (tmp_path / "log").exists()
 
 
@@ -235,8 +235,8 @@ def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path, small_config
 
 def test_transfer_saves_grids(trained, tmp_path):
     run, config = trained
-    assert main.main(["--config", config, "--mode", "transfer", "--checkpoint", str(run), "--batches", "2",
-                      "--log_dir", str(tmp_path / "log")]) == 0
+    assert exit_code(main, "--config", config, "--mode", "transfer", "--checkpoint", str(run), "--batches", "2",
+                      "--log_dir", str(tmp_path / "log")) == 0
     pictures = sorted(path.name for path in only_run(tmp_path / "log").glob("*.png"))
     assert pictures == ["transfer_0.png", "transfer_1.png"]
     for name in pictures:
@@ -247,8 +247,8 @@ def test_transfer_saves_grids(trained, tmp_path):
 
 def test_test_saves_samples_with_the_pose_beside_them(trained, tmp_path):
     run, config = trained
-    assert main.main(["--config", config, "--mode", "test", "--checkpoint", str(run / "checkpoints"), "--batches", "1",
-                      "--log_dir", str(tmp_path / "log")]) == 0
+    assert exit_code(main, "--config", config, "--mode", "test", "--checkpoint", str(run / "checkpoints"), "--batches", "1",
+                      "--log_dir", str(tmp_path / "log")) == 0
     grid = np.asarray(Image.open(str(only_run(tmp_path / "log") / "test_sample_0.png")))
     assert grid.shape == (16, 2 * 32, 3)
     assert set(np.unique(grid[:, :16])) <= {0, 127, 255} and len(np.unique(grid[:, 16:32])) > 3
@@ -276,7 +276,7 @@ def hostile_index():
 def test_bad_indexes(small_config, tmp_path, capsys, monkeypatch, content, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "index.p").write_bytes(content)
-    assert main.main(["--config", small_config(data_index="index.p")]) == 2
+    assert exit_code(main, "--config", small_config(data_index="index.p")) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and all(word in error for word in ["index.p"] + words)
     assert not (tmp_path / "log").exists() and not (tmp_path / "ran").exists()
@@ -290,7 +290,7 @@ def test_a_checkpoint_of_another_config(trained, small_config, tmp_path, capsys,
     monkeypatch.chdir(tmp_path)
     run, _ = trained
     options = ["--config", small_config(lr_decay_end=9, **changes), "--mode", mode, "--checkpoint", str(run)]
-    assert main.main(options) == 2
+    assert exit_code(main, *options) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and all(word in error for word in words), error
     assert not (tmp_path / "log").exists()
@@ -311,7 +311,7 @@ def test_a_checkpoint_of_another_config(trained, small_config, tmp_path, capsys,
     (["--config", "c.yaml", "--batches", "0"], "--batches"), (["--config", "c.yaml", "--batches", "x"], "--batches")])
 def test_bad_options(options, words, capsys):
     with pytest.raises(SystemExit) as stop:
-        main.main(options)
+        exit_code(main, *options)
     assert stop.value.code == 2 and words in capsys.readouterr().err
 
 
@@ -324,7 +324,7 @@ def test_bad_options(options, words, capsys):
 def test_bad_paths(small_config, tmp_path, capsys, monkeypatch, options, words):
     monkeypatch.chdir(tmp_path)
     config = small_config()
-    assert main.main([config if option == "CONFIG" else option for option in options]) == 2
+    assert exit_code(main, *[config if option == "CONFIG" else option for option in options]) == 2
     error = capsys.readouterr().err
     assert [line for line in error.split("\n") if line.startswith("error: ")] == [error.strip()]
     assert all(word in error for word in words) and not (tmp_path / "log").exists()
@@ -337,13 +337,13 @@ def test_a_split_without_people(small_config, toy, tmp_path, capsys, monkeypatch
         index = pickle.load(file)
     with open("index.p", "wb") as file:
         pickle.dump(dict(index, train=[train] * len(index["imgs"])), file)
-    assert main.main(["--config", small_config(data_index="index.p")]) == 2
+    assert exit_code(main, "--config", small_config(data_index="index.p")) == 2
     assert words in capsys.readouterr().err and not (tmp_path / "log").exists()
 
 
 def test_vgg_weights_that_cannot_be_had(small_config, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main.main(["--config", small_config(vgg_weights="none.h5")]) == 2
+    assert exit_code(main, "--config", small_config(vgg_weights="none.h5")) == 2
     assert "vgg_weights: there is no file 'none.h5'" in capsys.readouterr().err and not (tmp_path / "log").exists()
 
 
@@ -355,7 +355,7 @@ def test_each_config_builds_initialises_and_trains(name, small_config, toy, tmp_
     config = load_config(os.path.join(ROOT, name + ".yaml"))
     config.update(data_index=str(toy / "index.p"), vgg_weights="random", spatial_size=32, batch_size=1, init_batches=2,
                   n_filters=4, max_filters=16, lr_decay_begin=1, lr_decay_end=2)
-    assert main.main(["--config", small_config(**config), "--log_dir", str(tmp_path / "log")]) == 0
+    assert exit_code(main, "--config", small_config(**config), "--log_dir", str(tmp_path / "log")) == 0
     log = (only_run(tmp_path / "log") / "log.txt").read_text()
     assert ("gram_loss_" in log) == (name not in ("market", "deepfashion"))
     assert find_checkpoint(str(only_run(tmp_path / "log"))).endswith("model.ckpt-2")
@@ -364,7 +364,7 @@ def test_each_config_builds_initialises_and_trains(name, small_config, toy, tmp_
 def test_the_toy_config_trains_and_reports_its_transfer_error(toy, tmp_path, capsys, small_config):
     config = load_config(os.path.join(ROOT, "toy.yaml"))
     config.update(data_index=str(toy / "index.p"), lr_decay_begin=1, lr_decay_end=2)
-    assert main.main(["--config", small_config(**config), "--log_dir", str(tmp_path / "log")]) == 0
+    assert exit_code(main, "--config", small_config(**config), "--log_dir", str(tmp_path / "log")) == 0
     report = re.search(r"transfer error on held-out people: ([.\d]+); of the mean training appearance: ([.\d]+) "
                        r"\(ratio [.\d]+\); of a wrong person: ([.\d]+)", capsys.readouterr().out)
     transfer, mean, wrong = (float(report.group(i)) for i in (1, 2, 3))

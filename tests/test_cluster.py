@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import ROOT
+from helpers import ROOT, exit_code
 
 import main
 from batches import BatchOrder
@@ -46,7 +46,7 @@ def test_a_bad_tf_config_is_one_line(text, small_config, tmp_path, monkeypatch, 
         read_tf_config(text)
     monkeypatch.setenv("TF_CONFIG", text)
     monkeypatch.chdir(tmp_path)
-    assert main.main(["--config", small_config()]) == 2
+    assert exit_code(main, "--config", small_config()) == 2
     assert capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "log").exists()
 
 

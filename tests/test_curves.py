@@ -1,6 +1,7 @@
 """The curves of runs."""
 import numpy as np
 import pytest
+from helpers import exit_code
 from PIL import Image
 
 from tools import plot_run
@@ -10,7 +11,7 @@ from training.curves import read_curves, save_curves
 def test_curves_of_runs_become_a_png(trained, tmp_path, capsys):
     run, _ = trained
     out = tmp_path / "curves.png"
-    assert plot_run.main([str(run), "--out", str(out)]) == 0
+    assert exit_code(plot_run, str(run), "--out", str(out)) == 0
     pixels = np.asarray(Image.open(str(out)).convert("RGB"))
     assert min(pixels.shape[:2]) > 300 and (pixels != 255).any(axis=-1).mean() > 0.01
     assert "the curves are in" in capsys.readouterr().out
@@ -41,14 +42,14 @@ def test_two_runs_share_their_panels(trained, tmp_path):
 def test_what_is_no_run_is_refused(tmp_path, capsys, content):
     if content is not None:
         (tmp_path / "log.txt").write_text(content)
-    assert plot_run.main([str(tmp_path)]) == 2
+    assert exit_code(plot_run, str(tmp_path)) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "log.txt" in error and "expected the log of a training" in error
 
 
 def test_a_log_without_curves_is_refused(tmp_path, capsys):
     (tmp_path / "log.txt").write_text("2018-06-18 12:00:00 global_step: 1\n")
-    assert plot_run.main([str(tmp_path), "--out", str(tmp_path / "curves.png")]) == 2
+    assert exit_code(plot_run, str(tmp_path), "--out", str(tmp_path / "curves.png")) == 2
     assert "no scalars to draw" in capsys.readouterr().err and not (tmp_path / "curves.png").exists()
 
 

@@ -7,8 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import only_run
-from people import make_index, standing
+from helpers import exit_code, make_index, only_run, standing
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from tqdm import tqdm
@@ -24,7 +23,7 @@ from training.config import load_config
 
 def evaluate(run, log_dir, *options):
     """metrics.json and the folder of an evaluation."""
-    assert main.main(["--mode", "evaluate", "--checkpoint", str(run), "--log_dir", str(log_dir)] + list(options)) == 0
+    assert exit_code(main, "--mode", "evaluate", "--checkpoint", str(run), "--log_dir", str(log_dir), *options) == 0
     folder = only_run(log_dir)
     return json.loads((folder / "metrics.json").read_text()), folder
 
@@ -140,8 +139,8 @@ def test_images_that_are_all_broken_end_the_evaluation(trained, tmp_path, small_
     config = small_config(data_index=make_index(tmp_path))
     for path in (tmp_path / "images").iterdir():
         path.unlink()
-    assert main.main(["--mode", "evaluate", "--checkpoint", str(trained[0]), "--config", config,
-                      "--log_dir", str(tmp_path / "log")]) == 2
+    assert exit_code(main, "--mode", "evaluate", "--checkpoint", str(trained[0]), "--config", config,
+                      "--log_dir", str(tmp_path / "log")) == 2
     error = capsys.readouterr().err
     assert "no image of the test split can be read: " in error and not (tmp_path / "log").exists()
 
@@ -154,7 +153,7 @@ def test_the_toys_transfer_error_that_cannot_be_had_takes_nothing_else_along(toy
     config = small_config(data_index=index.path, spatial_size=64, lr_decay_begin=0, lr_decay_end=1, n_filters=2, max_filters=4)
     whole = small_config("whole.yaml", data_index=str(toy / "index.p"), spatial_size=64, lr_decay_begin=0, lr_decay_end=1,
                          n_filters=2, max_filters=4)
-    assert main.main(["--config", whole, "--log_dir", str(tmp_path / "train")]) == 0
+    assert exit_code(main, "--config", whole, "--log_dir", str(tmp_path / "train")) == 0
     assert "transfer error on held-out people: " in capsys.readouterr().out
     metrics, _ = evaluate(only_run(tmp_path / "train"), tmp_path / "log", "--config", config)
     out = capsys.readouterr().out
@@ -244,6 +243,6 @@ def test_an_index_without_pairs_has_no_transfers(trained, tmp_path, small_config
 
 def test_pictures_too_small_for_ssim(trained, tmp_path, small_config, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main.main(["--mode", "evaluate", "--checkpoint", str(trained[0]), "--config",
-                      small_config(spatial_size=8, feature_layers=["input_1", "block1_conv1"])]) == 2
+    assert exit_code(main, "--mode", "evaluate", "--checkpoint", str(trained[0]), "--config",
+                      small_config(spatial_size=8, feature_layers=["input_1", "block1_conv1"])) == 2
     assert "spatial_size: 8: expected 16 or more" in capsys.readouterr().err and not (tmp_path / "log").exists()

@@ -1,5 +1,4 @@
 """Damaged indexes, configs and images, 12,000 of them: each loads or is refused with one line, soon and in little memory."""
-import io
 import pickle
 import resource
 import sys
@@ -8,9 +7,7 @@ import time
 import numpy as np
 import pytest
 import yaml
-from conftest import SMALL
-from people import standing
-from PIL import Image
+from helpers import SMALL, images, mutated, standing
 
 import batches
 from common.errors import UserError
@@ -20,29 +17,6 @@ from training.config import load_config
 
 SLOWEST = 5.0  # seconds, on a machine with other work to do
 MOST_MEMORY = 1200  # MB more than before; an image may claim 89 million pixels
-
-
-def mutated(random, content):
-    """bytes -> bytes with some of them changed, cut out, doubled, or moved elsewhere."""
-    content = bytearray(content)
-    for _ in range(random.randint(1, 5)):
-        start, other = random.randint(len(content) + 1, size=2)
-        length = min(random.geometric(0.1), len(content))
-        kind = random.randint(6)
-        if kind == 0:
-            content[start:start + length] = b""
-        elif kind == 1:
-            content[start:start] = content[other:other + length]
-        elif kind == 2:
-            content[start:start + length] = random.bytes(length)
-        elif kind == 3:
-            content[start:start + 4] = [b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f"][random.randint(4)]
-        elif kind == 4:
-            del content[start:]
-        elif content:
-            content[start % len(content)] ^= 1 << random.randint(8)
-        content = content or bytearray(b"x")
-    return bytes(content)
 
 
 def assert_all_answered(originals, n, path, load, seed):
@@ -92,14 +66,6 @@ def test_configs(tmp_path):
     config = dict(SMALL, data_index="data/toy/index.p")
     originals = [yaml.safe_dump(config, default_flow_style=style).encode() for style in (None, False, True)]
     assert_all_answered(originals, 3500, tmp_path / "config.yaml", load_config, seed=1)
-
-
-def images(formats):
-    picture = Image.fromarray(np.random.RandomState(0).randint(0, 256, (12, 9, 3)).astype(np.uint8))
-    for name, options in formats:
-        file = io.BytesIO()
-        picture.save(file, name, **options)
-        yield file.getvalue()
 
 
 def test_images(tmp_path):

@@ -4,7 +4,7 @@ import glob
 import os
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 PAPER = {"main", "models", "nn", "deeploss", "batches"}
 ROOMS = ("common", "dataset", "training", "inference")

@@ -1,7 +1,7 @@
 import cv2
 import numpy as np
 import pytest
-from people import make_index, standing
+from helpers import make_index, standing
 from PIL import Image
 
 import dataset.index

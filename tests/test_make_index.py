@@ -9,8 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT
-from people import STANDING
+from helpers import ROOT, STANDING, exit_code
 from PIL import Image
 
 from dataset import coco, openpose, photos
@@ -29,7 +28,7 @@ def save(path, width, height, pixels=None):
 
 
 def run(*options):
-    return make_index.main([str(option) for option in options])
+    return exit_code(make_index, *[str(option) for option in options])
 
 
 def point(index, number, name):

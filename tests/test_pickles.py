@@ -10,7 +10,7 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 from common.errors import UserError
 from dataset.pickles import load_plain

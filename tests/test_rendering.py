@@ -5,8 +5,7 @@ import pickle
 import imageio_ffmpeg
 import numpy as np
 import pytest
-from conftest import only_run
-from people import make_index, standing
+from helpers import exit_code, make_index, only_run, standing
 from PIL import Image
 
 import main
@@ -96,8 +95,8 @@ def test_chosen_people_in_chosen_poses(trained, toy, tmp_path):
     index = Index(str(toy / "index.p"))
     people, poses = index.usable("test")[:2], index.usable("train")[:3]
     stems = [os.path.splitext(os.path.basename(index.images[n]))[0] for n in list(people) + list(poses)]
-    assert main.main(["--mode", "transfer", "--checkpoint", str(run), "--log_dir", str(tmp_path / "log"),
-                      "--appearance", str(people[0]), stems[1], "--pose", index.images[poses[0]], stems[3], str(poses[2])]) == 0
+    assert exit_code(main, "--mode", "transfer", "--checkpoint", str(run), "--log_dir", str(tmp_path / "log"),
+                      "--appearance", str(people[0]), stems[1], "--pose", index.images[poses[0]], stems[3], str(poses[2])) == 0
     folder = only_run(tmp_path / "log")
     cells = {path.name for path in (folder / "transfer_0").iterdir()}
     assert cells == {f"{a}_in_pose_of_{b}.png" for a in stems[:2] for b in stems[2:]}
@@ -115,7 +114,7 @@ def test_chosen_people_in_chosen_poses(trained, toy, tmp_path):
     (["--mode", "animate", "--appearance", "0", "--pose", "0"], "--pose: expected two poses or more")])
 def test_bad_choices_leave_no_run_folder(trained, tmp_path, capsys, monkeypatch, options, words):
     monkeypatch.chdir(tmp_path)
-    assert main.main(options + ["--checkpoint", str(trained[0])]) == 2
+    assert exit_code(main, *options, "--checkpoint", str(trained[0])) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1 and not (tmp_path / "log").exists()
 
@@ -124,9 +123,9 @@ def test_a_checkpoint_outside_of_a_run_needs_a_config(trained, tmp_path, capsys,
     monkeypatch.chdir(tmp_path)
     for path in (trained[0] / "checkpoints").glob("*ckpt-4*"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    assert main.main(["--mode", "transfer", "--checkpoint", "model.ckpt-4"]) == 2
+    assert exit_code(main, "--mode", "transfer", "--checkpoint", "model.ckpt-4") == 2
     assert "--config is needed: model.ckpt-4 is not in a run folder" in capsys.readouterr().err
-    assert main.main(["--mode", "transfer", "--checkpoint", "model.ckpt-4", "--config", trained[1], "--batches", "1"]) == 0
+    assert exit_code(main, "--mode", "transfer", "--checkpoint", "model.ckpt-4", "--config", trained[1], "--batches", "1") == 0
 
 
 # ---------------------------------------------------------------------------------------------- animate
@@ -135,8 +134,8 @@ def test_an_animation_is_a_gif_and_an_mp4_of_person_pose_and_result(trained, toy
     run, _ = trained
     index = Index(str(toy / "index.p"))
     a, b, c = index.usable("test")[:3]
-    assert main.main(["--mode", "animate", "--checkpoint", str(run), "--log_dir", str(tmp_path / "log"), "--fps", "20",
-                      "--seconds_per_pose", "0.2", "--appearance", str(a), "--pose", str(b), str(c), str(b)]) == 0
+    assert exit_code(main, "--mode", "animate", "--checkpoint", str(run), "--log_dir", str(tmp_path / "log"), "--fps", "20",
+                      "--seconds_per_pose", "0.2", "--appearance", str(a), "--pose", str(b), str(c), str(b)) == 0
     folder = only_run(tmp_path / "log")
     gif = Image.open(str(folder / "animation.gif"))
     assert gif.size == (48, 16) and gif.info["duration"] == 50 and gif.info["loop"] == 0
@@ -150,8 +149,8 @@ def test_an_animation_is_a_gif_and_an_mp4_of_person_pose_and_result(trained, toy
 def test_an_animation_too_long_for_a_gif_is_an_mp4(trained, toy, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(rendering, "MAX_PIXELS", 16 * 48 * 8)
     a, b = Index(str(toy / "index.p")).usable("test")[:2]
-    assert main.main(["--mode", "animate", "--checkpoint", str(trained[0]), "--log_dir", str(tmp_path / "log"), "--fps", "20",
-                      "--seconds_per_pose", "0.4", "--appearance", str(a), "--pose", str(b), str(a)]) == 0
+    assert exit_code(main, "--mode", "animate", "--checkpoint", str(trained[0]), "--log_dir", str(tmp_path / "log"), "--fps", "20",
+                      "--seconds_per_pose", "0.4", "--appearance", str(a), "--pose", str(b), str(a)) == 0
     assert "animation.gif is left out: of 9 frames" in capsys.readouterr().out
     folder = only_run(tmp_path / "log")
     assert (folder / "animation.mp4").stat().st_size and not (folder / "animation.gif").exists()

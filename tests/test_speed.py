@@ -9,7 +9,7 @@ import types
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import ROOT, only_run
+from helpers import ROOT, only_run
 
 from batches import Examples
 from common.errors import UserError

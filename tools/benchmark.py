@@ -30,38 +30,30 @@ with quiet_stderr():
     import tensorflow.compat.v1 as tf
 
 from batches import BatchOrder, Loader, pipeline
-from common.errors import Parser, UserError, whole_number
+from common.errors import Parser, UserError, run, whole_number
 from common.machine import cpu_count, make_session, set_up_tensorflow
-from dataset.index import JOINTS, Index
+from dataset.index import JOINTS, STANDING, Index
 from deeploss import load_weights
-from training.config import check_config, load_config
+from training.config import load_config, setting
 from training.graphs import TrainingGraph
 
 MATRIX_SIZE = 4096
-# Somebody standing upright: where the joints of made-up people are, give or take.
-STANDING = dict(zip(JOINTS, [(.4, .95), (.4, .75), (.42, .55), (.4, .3), (.3, .4), (.25, .5), (.48, .1), (.6, .95), (.6, .75),
-                             (.58, .55), (.6, .3), (.7, .4), (.75, .5), (.52, .1), (.5, .14)]))
 
 
 def main(argv=None):
     options = parse_options(argv)
-    try:
-        if options.against:
-            results = compare(options)
-        else:
-            set_up_tensorflow()
-            config = check_config("--set", dict(load_config(options.config), **options.set))
-            with tempfile.TemporaryDirectory() as folder:
-                results = BENCHMARKS[options.what](config, options, folder)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if options.against:
+        results = compare(options)
+    else:
+        set_up_tensorflow()
+        config = load_config(options.config, dict(options.set))
+        with tempfile.TemporaryDirectory() as folder:
+            results = BENCHMARKS[options.what](config, options, folder)
     if options.json:
         print(json.dumps(results))
-    else:
-        for name, value in results.items():
-            print("%-28s %s" % (name, f"{value:.4g}" if isinstance(value, float) else value))
-    return 0
+        return
+    for name, value in results.items():
+        print(f"{name:28} {value:.4g}" if isinstance(value, float) else f"{name:28} {value}")
 
 
 def parse_options(argv):
@@ -75,19 +67,7 @@ def parse_options(argv):
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     parser.add_argument("--against", metavar="PATH", help="another checkout of this repository to compare with")
     parser.add_argument("--rounds", type=whole_number(1000), default=3, metavar="N", help="how often --against runs either (3)")
-    options = parser.parse_args(argv)
-    options.given = [f"--set={key}={json.dumps(value)}" for key, value in options.set]
-    options.set = dict(options.set)
-    return options
-
-
-def setting(text):
-    """KEY=VALUE as a pair; the value is JSON or, failing that, text."""
-    key, _, value = text.partition("=")
-    try:
-        return key, json.loads(value)
-    except ValueError:
-        return key, value
+    return parser.parse_args(argv)
 
 
 # ---------------------------------------------------------------------------------------------- training steps
@@ -246,7 +226,7 @@ def compare(options):
             if not os.path.isfile(script):
                 raise UserError(f"--against: {options.against}: expected a checkout with tools/benchmark.py")
             command = [sys.executable, script, options.what, "--config", os.path.abspath(options.config), "--json",
-                       "--steps", str(options.steps)] + options.given
+                       "--steps", str(options.steps)] + [f"--set={key}={json.dumps(value)}" for key, value in options.set]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 raise UserError("the benchmark of {} failed: {}".format(root, done.stderr.strip().split("\n")[-1]))
@@ -262,4 +242,4 @@ def compare(options):
 BENCHMARKS = {"step": benchmark_step, "input": benchmark_input}
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

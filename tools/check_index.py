@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from batches import PARTS, Examples, Loader
-from common.errors import Parser, UserError, reason, shown
+from common.errors import Parser, UserError, reason, run, shown
 from common.machine import cpu_count
 from dataset.builder import with_progress
 from dataset.index import (
@@ -44,17 +44,11 @@ FEWEST_TO_JUDGE = 5  # people from whom on "most of them" means something
 
 def main(argv=None):
     options = parse_options(argv)
-    try:
-        faults = check(options.index, options.allow_outside_images)
-    except UserError as error:
-        faults = [str(error)]
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    faults = check(options.index, options.allow_outside_images)
     for fault in faults:
         print(f"error: {fault}", file=sys.stderr)
     if faults:
-        print("training cannot start: {} fault{}".format(len(faults), "s"[:len(faults) != 1]))
+        print(f"training cannot start: {len(faults)} {'fault' if len(faults) == 1 else 'faults'}")
         return 2
     print("training can start")
     return 0
@@ -212,4 +206,4 @@ def write_preview(index, decodable):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

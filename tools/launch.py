@@ -17,7 +17,7 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from common.errors import Parser, UserError, whole_number
+from common.errors import Parser, UserError, run, whole_number
 
 BY_THEMSELVES = 5.0  # seconds in which the workers notice that one has failed
 TO_SAVE = 20.0  # seconds from SIGTERM to SIGKILL
@@ -25,15 +25,11 @@ TO_SAVE = 20.0  # seconds from SIGTERM to SIGKILL
 
 def main(argv=None):
     options = parse_options(argv)
+    environments = make_environments(options.workers)
     try:
-        environments = make_environments(options.workers)
         workers = [start(options.command, number, environment) for number, environment in enumerate(environments)]
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except OSError as error:
-        print(f"error: {options.command[0]}: cannot be started: {error.strerror}", file=sys.stderr)
-        return 2
+        raise UserError(f"{options.command[0]}: cannot be started: {error.strerror}")
 
     def stop(number, frame):
         """The first signal asks, the second one insists."""
@@ -144,4 +140,4 @@ def wait(workers, stop):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -10,12 +10,11 @@ The data set appears when it is whole; a run that was stopped is started again. 
 """
 import argparse
 import os
-import signal
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from common.errors import Parser, UserError, whole_number
+from common.errors import Parser, run, whole_number
 from dataset import coco, openpose, photos
 from dataset.builder import IndexBuilder
 
@@ -23,20 +22,11 @@ SOURCES = {"coco": coco, "openpose": openpose, "photos": photos}
 
 
 def main(argv=None):
-    """Builds one data set; returns the exit code: 0, 2 for a user's mistake, 130 or 143 when told to stop."""
+    """Builds one data set."""
     options = parse_options(argv)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     source = SOURCES[options.source]
-    try:
-        with IndexBuilder(options.out, source.JOINTS, options.overwrite) as builder:
-            builder.finish(options.test, **(source.add_people(builder, options) or {}))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 128 + signal.SIGINT
-    return 0
+    with IndexBuilder(options.out, source.JOINTS, options.overwrite) as builder:
+        builder.finish(options.test, **(source.add_people(builder, options) or {}))
 
 
 def parse_options(argv):
@@ -87,4 +77,4 @@ def share(text):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

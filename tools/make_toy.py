@@ -8,7 +8,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from common.errors import Parser
+from common.errors import Parser, UserError, run
 from dataset.toy import make_data_set
 
 
@@ -24,9 +24,9 @@ def main(argv=None):
     try:
         index = make_data_set(options.out, options.train, options.test, options.seed)
     except OSError as error:
-        parser.error(f"cannot write {error.filename or options.out}: {error.strerror}")
-    print("{} images of {} people, {} of them held out, are in {}".format(len(index["imgs"]), options.train + options.test, options.test, options.out))
+        raise UserError(f"--out: cannot write {error.filename or options.out}: {error.strerror}")
+    print(f"{len(index['imgs'])} images of {options.train + options.test} people, {options.test} of them held out, are in {options.out}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

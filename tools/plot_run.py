@@ -8,7 +8,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from common.errors import Parser, UserError
+from common.errors import Parser, run
 from training.curves import name_runs, read_curves, save_curves
 
 
@@ -17,14 +17,9 @@ def main(argv=None):
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
     parser.add_argument("--out", default="curves.png", metavar="FILE", help="where to (curves.png)")
     options = parser.parse_args(argv)
-    try:
-        save_curves({name: read_curves(run) for name, run in name_runs(options.runs).items()}, options.out)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    save_curves({name: read_curves(folder) for name, folder in name_runs(options.runs).items()}, options.out)
     print(f"the curves are in {options.out}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -1,0 +1,79 @@
+"""What tests share: a small config, people standing upright, small data sets, damaged files."""
+import io
+import os
+import pickle
+
+import numpy as np
+from PIL import Image
+
+from common.errors import run
+from dataset.index import JOINTS, STANDING
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+SMALL = {
+    "batch_size": 2, "init_batches": 2, "spatial_size": 16, "box_factor": 1, "bottleneck_factor": 1, "n_filters": 4, "max_filters": 8, "lr": 1e-3,
+    "lr_decay_begin": 2, "lr_decay_end": 4, "log_freq": 2, "ckpt_freq": 2, "test_freq": 4, "drop_prob": 0.1,
+    "feature_layers": ["input_1", "block1_conv1"], "feature_weights": [1.0, 1.0], "gram_weights": [0.0, 0.1], "vgg_weights": "random"}
+
+
+def exit_code(module, *options):
+    """The exit code of a command, the module's main, with these options."""
+    return run(module.main, [str(option) for option in options])
+
+
+def only_run(log_dir):
+    """The one run folder there."""
+    run, = log_dir.iterdir()
+    return run
+
+
+def standing(*missing, **moved):
+    points = dict(STANDING, **moved)
+    points.update((name, (-1, -1)) for name in missing)
+    return np.array([points[name] for name in JOINTS], np.float32)
+
+
+def make_index(folder, n=4, image=None, **changes):
+    """Writes n images and their index; half of them train."""
+    os.makedirs(str(folder / "images"), exist_ok=True)
+    names = [f"images/{i}.png" for i in range(n)]
+    for i, name in enumerate(names):
+        Image.fromarray(np.full((20, 10, 3), 10 * i % 250, np.uint8) if image is None else image).save(str(folder / name))
+    index = {"joint_order": list(JOINTS), "imgs": names, "train": [i < n / 2 for i in range(n)], "joints": [standing()] * n}
+    index.update(changes)
+    path = str(folder / "index.p")
+    with open(path, "wb") as file:
+        pickle.dump({key: value for key, value in index.items() if value is not None}, file)
+    return path
+
+
+def mutated(random, content):
+    """bytes -> bytes with some of them changed, cut out, doubled, or moved elsewhere."""
+    content = bytearray(content)
+    for _ in range(random.randint(1, 5)):
+        start, other = random.randint(len(content) + 1, size=2)
+        length = min(random.geometric(0.1), len(content))
+        kind = random.randint(6)
+        if kind == 0:
+            content[start:start + length] = b""
+        elif kind == 1:
+            content[start:start] = content[other:other + length]
+        elif kind == 2:
+            content[start:start + length] = random.bytes(length)
+        elif kind == 3:
+            content[start:start + 4] = [b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f"][random.randint(4)]
+        elif kind == 4:
+            del content[start:]
+        elif content:
+            content[start % len(content)] ^= 1 << random.randint(8)
+        content = content or bytearray(b"x")
+    return bytes(content)
+
+
+def images(formats):
+    picture = Image.fromarray(np.random.RandomState(0).randint(0, 256, (12, 9, 3)).astype(np.uint8))
+    for name, options in formats:
+        file = io.BytesIO()
+        picture.save(file, name, **options)
+        yield file.getvalue()
