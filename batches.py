@@ -198,14 +198,14 @@ class BatchOrder:
     """Which images make up which batch: a pure function of (seed, number of the batch).
 
     Every pass goes over `numbers` in a new order; its last batch is filled up from the pass's front. Sets smaller than
-    a batch go round. share: (number, of): of so many workers, each takes its own batches out of every pass.
+    a batch go round. worker, n_workers: each of so many workers takes its own batches out of every pass.
     """
 
-    def __init__(self, numbers, batch_size, seed, share=(0, 1)):
+    def __init__(self, numbers, batch_size, seed, worker=0, n_workers=1):
         self.numbers = np.asarray(numbers, np.int64)
         self.batch_size = batch_size
         self.seed = seed
-        self.worker, self.n_workers = share
+        self.worker, self.n_workers = worker, n_workers
         self.epoch_order = functools.lru_cache(maxsize=2)(self.epoch_order)
 
     def epoch_order(self, epoch):
@@ -233,7 +233,7 @@ def pipeline(load, order, first_batch=0, n_batches=None, n_threads=None):
             tensor.set_shape((order.batch_size,) + shape)
         return Examples(*tensors)
 
-    # A batch at a time: Python's part, which threads take turns at, is small then.
+    # Whole batches per call, so that the GIL is rarely held.
     return tf.data.Dataset.range(first_batch, end).map(load_batch, num_parallel_calls=n_threads or cpu_count()).prefetch(2)
 
 

@@ -13,6 +13,7 @@ RUN is a run folder, its checkpoints folder or a checkpoint prefix; without --co
 command writes to a new run folder, log/<date>T<time>. README.md says what each option, config key and file is.
 """
 import argparse
+import json
 import math
 import os
 import shlex
@@ -34,12 +35,12 @@ from inference.evaluation import evaluate, report_toy
 from inference.rendering import animate, sample, transfer
 from training.checkpoints import Checkpoint, CheckpointSaver, find_checkpoint
 from training.cluster import join_cluster
-from training.config import load_config
+from training.config import load_config, setting
 from training.curves import save_result
-from training.graphs import TrainingGraph
+from training.graphs import Renderer, TrainingGraph
 from training.runs import Run, tile, to_uint8, transfer_grid
 
-MOST_OVERFLOWS = 50  # more than it takes the scale of float16's loss to come down to 1
+MAX_OVERFLOWS = 50  # more than it takes the scale of float16's loss to come down to 1
 
 
 def main(argv=None):
@@ -48,7 +49,7 @@ def main(argv=None):
     set_up_tensorflow()
     if options.checkpoint:  # once: a training that still runs may save another at any time
         options.checkpoint = find_checkpoint(options.checkpoint)
-    config = load_config(options.config or saved_config(options.checkpoint))
+    config = load_config(options.config or saved_config(options.checkpoint), dict(options.set))
     try:
         return MODES[options.mode](options, config)
     except tf.errors.ResourceExhaustedError as error:
@@ -57,8 +58,10 @@ def main(argv=None):
 
 def parse_options(argv):
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", metavar="FILE", help="a YAML file such as market.yaml; but for training, the "
-                                                         "checkpoint's own is the default")
+    parser.add_argument("--config", metavar="FILE", help="a YAML file such as market.yaml; except for training, "
+                                                         "the checkpoint's own is the default")
+    parser.add_argument("--set", type=setting, action="append", default=[], metavar="KEY=VALUE",
+                        help="another value, in YAML, for a key of the config; may be given several times")
     parser.add_argument("--mode", default="train", choices=sorted(MODES))
     parser.add_argument("--log_dir", default="log", metavar="DIR", help="where run folders go (log)")
     parser.add_argument("--checkpoint", metavar="PATH", help="checkpoint prefix, checkpoints folder or run folder")
@@ -74,12 +77,18 @@ def parse_options(argv):
                         help="animate: time from one pose to the next (0.5)")
     parser.add_argument("--save", action="store_true", help="evaluate: save the pictures too")
     options = parser.parse_args(argv)
+    check_options(parser, options)
+    return options
+
+
+def check_options(parser, options):
+    """Refuses options that do not go together."""
     for name, modes in MODES_OF_OPTIONS.items():
         if getattr(options, name) and options.mode not in modes:
-            parser.error("--{} goes with --mode {}".format(name, " or ".join(modes)))
-    for name in ("--appearance", "--pose"):
-        if options.mode == "animate" and getattr(options, name[2:]) is None:
-            parser.error(f"--mode animate needs {name}")
+            parser.error(f"--{name} goes with --mode {' or '.join(modes)}")
+    for name in ("appearance", "pose"):
+        if options.mode == "animate" and getattr(options, name) is None:
+            parser.error(f"--mode animate needs --{name}")
     if options.retrain and options.checkpoint is None:
         parser.error("--retrain needs --checkpoint")
     if options.mode != "train" and options.checkpoint is None:
@@ -88,7 +97,6 @@ def parse_options(argv):
         parser.error("--batches goes without --appearance and --pose")
     if options.mode == "train" and options.config is None:
         parser.error("--mode train needs --config")
-    return options
 
 
 def saved_config(prefix):
@@ -107,42 +115,39 @@ def train(options, config):
     index.usable("test")  # before a cluster forms, bad input has been found
     checkpoint = Checkpoint(options.checkpoint) if options.checkpoint else None
     first_step = 0 if checkpoint is None or options.retrain else checkpoint.step()
-    steps = config["lr_decay_end"] - first_step
-    if steps <= 0:
-        print("nothing left to train: {} is at step {}, and training ends at lr_decay_end {}".format(checkpoint.prefix, first_step, config["lr_decay_end"]))
+    n_steps = config["lr_decay_end"] - first_step
+    if n_steps <= 0:
+        print(f"nothing left to train: {checkpoint.prefix} is at step {first_step}, and training ends at lr_decay_end "
+              f"{config['lr_decay_end']}")
         return 0
     vgg_weights = load_weights(config["vgg_weights"], config["feature_layers"])
     cluster = join_cluster(config)
-    order = BatchOrder(index.usable("train"), config["batch_size"], config["seed"], (cluster.number, cluster.size))
+    order = BatchOrder(index.usable("train"), config["batch_size"], config["seed"],
+                       worker=cluster.worker, n_workers=cluster.n_workers)
 
     with tf.Graph().as_default(), cluster.device():
-        iterator = tf.data.make_initializable_iterator(pipeline(load, order, first_step, steps))
+        iterator = tf.data.make_initializable_iterator(pipeline(load, order, first_step, n_steps))
         graph = TrainingGraph(config, iterator.get_next(), load.shapes(), vgg_weights, cluster)
         del vgg_weights  # 80 MB
         saver = CheckpointSaver(graph.saved_variables())
         tf.get_default_graph().finalize()
         with make_session(config, cluster) as session:
-            start(session, graph, saver, checkpoint, options.retrain, lambda: load.batch(
-                order.front(config["init_batches"] * config["batch_size"])))
+            set_weights(session, graph, saver, checkpoint, options.retrain,
+                        lambda: load.batch(order.front(config["init_batches"] * config["batch_size"])))
             session.run(iterator.initializer)
-            run = test_batch = None
-            if cluster.number == 0:
-                test_batch = load.batch(BatchOrder(index.usable("test"), config["batch_size"], config["seed"]).batch(0))
-                run = Run(options.log_dir, config)  # last of all, so that bad input leaves none behind
-                run.say("training from step {} to {}{}; pictures and checkpoints: {}".format(
-                    first_step, config["lr_decay_end"], f", from {checkpoint.prefix}" if checkpoint else "", run.folder))
-            trainer = Trainer(config, session, graph, saver, run, load, test_batch)
-            stopped_by = trainer.train(first_step)
-            cluster.leave()
-            if run is not None:
-                finish(options, config, index, trainer, stopped_by)
+            trainer = Trainer(config=config, session=session, graph=graph, saver=saver, load=load)
+            if cluster.worker > 0:
+                stopped_by = trainer.train(first_step)
+                cluster.leave()
+            else:
+                stopped_by = lead_training(trainer, options, index, checkpoint, first_step)
     return 128 + stopped_by if stopped_by else 0
 
 
-def start(session, graph, saver, checkpoint, retrain, make_init_batch):
+def set_weights(session, graph, saver, checkpoint, retrain, make_init_batch):
     """Gives all workers worker 0's weights: from the checkpoint, or random ones initialised from data."""
     graph.start(session)
-    if graph.cluster.number == 0:
+    if graph.cluster.worker == 0:
         if checkpoint is not None:
             saver.restore(session, checkpoint)
         else:
@@ -152,32 +157,57 @@ def start(session, graph, saver, checkpoint, retrain, make_init_batch):
     try:
         graph.synchronise(session)
     except tf.errors.OpError as error:
-        graph.cluster.explain(error)
+        graph.cluster.raise_if_lost(error)
         raise
 
 
-def finish(options, config, index, trainer, stopped_by):
-    """The last lines of a training, and result.png."""
-    run = trainer.run
-    result = save_result(run, trainer.transfers)
-    if stopped_by:
-        run.say(f"to go on: python main.py --config {shlex.quote(options.config)} --checkpoint {shlex.quote(run.folder)}")
-    else:
-        report_toy(config, index, trainer.load, trainer.session, trainer.graph.renderer, run)
-    run.say("{}the pictures are in {}{}".format("" if stopped_by else "done; ", run.folder,
-                                            f"; curves and last transfers: {result}" if result else ""))
-    run.close()
+def lead_training(trainer, options, index, checkpoint, first_step):
+    """Trains as worker 0, the only one with a run folder; returns the number of the signal that ended it, or 0."""
+    config, cluster = trainer.config, trainer.graph.cluster
+    test_order = BatchOrder(index.usable("test"), config["batch_size"], config["seed"])
+    test_batch = trainer.load.batch(test_order.batch(0))
+    with Run(options.log_dir, config) as run:  # last of all, so that bad input leaves none behind
+        cluster.note_loss_with(run.log)
+        origin = f", from {checkpoint.prefix}" if checkpoint else ""
+        run.say(f"training from step {first_step} to {config['lr_decay_end']}{origin}; pictures and checkpoints: {run.folder}")
+        trainer.log_to(run, test_batch)
+        stopped_by = trainer.train(first_step)
+        cluster.leave()
+        result = save_result(run, trainer.transfers)
+        if stopped_by:
+            run.say(f"to go on: {command_to_go_on(options, run.folder)}")
+        else:
+            report_toy(config, index, trainer.load, trainer.renderer, run)
+        done = "" if stopped_by else "done; "
+        also = f"; curves and last transfers: {result}" if result else ""
+        run.say(f"{done}the pictures are in {run.folder}{also}")
+    return stopped_by
+
+
+def command_to_go_on(options, folder):
+    """The command that goes on from the newest checkpoint of a run."""
+    words = ["python", "main.py", "--config", options.config]
+    for key, value in options.set:
+        words += ["--set", f"{key}={json.dumps(value)}"]
+    return " ".join(shlex.quote(word) for word in words + ["--checkpoint", folder])
 
 
 class Trainer:
-    """The training loop, and what it does every so often; that falls to worker 0: the others have no run."""
+    """The training loop, and what it does every so often; the latter falls to worker 0: the others have no run.
 
-    def __init__(self, config, session, graph, saver, run, load, test_batch):
-        self.config, self.session, self.graph, self.saver, self.run = config, session, graph, saver, run
-        self.load, self.test_batch = load, test_batch
+    transfers: the last transfer grid (h, w, 3) uint8, or None.
+    """
+
+    def __init__(self, *, config, session, graph, saver, load):
+        self.config, self.session, self.graph, self.saver, self.load = config, session, graph, saver, load
+        self.renderer = Renderer(graph.rendering, session)
+        self.check = FiniteCheck(graph.may_overflow)
+        self.run, self.test_batch, self.transfers = None, None, None
         self.images, self.seconds = 0, 0.0  # trained on since the last log
-        self.transfers = None  # the last grid
-        self.overflows = 0  # steps without an update in a row
+
+    def log_to(self, run, test_batch):
+        """Logs, draws and saves to a Run; test_batch: the Examples that it validates on and draws transfers of."""
+        self.run, self.test_batch = run, test_batch
 
     def train(self, step):
         """Trains from `step` to lr_decay_end, or to a SIGINT or SIGTERM, whose number it returns."""
@@ -188,12 +218,9 @@ class Trainer:
         with bar, StopSignal() as signals:
             while step < end and not stopping:
                 log_now = step == 0 or (step + 1) % self.config["log_freq"] == 0
-                start = time.time()
                 scalars, batch, stopping = self.train_step(step, log_now, signals)
-                self.seconds += time.time() - start
-                self.images += batch_size * self.graph.cluster.size
                 step += 1
-                bar.set_postfix(step=step, loss="{:.4g}".format(scalars["loss"]), refresh=False)
+                bar.set_postfix(step=step, loss=f"{scalars['loss']:.4g}", refresh=False)
                 bar.update(batch_size)
                 if self.run is None:
                     continue
@@ -204,41 +231,36 @@ class Trainer:
                 if step % self.config["ckpt_freq"] == 0:
                     self.save(step)
         if self.run is not None:
-            self.run.say("{} at step {}, saved as {}".format("stopped by a signal" if stopping else "trained", step, self.save(step)))
+            what = "stopped by a signal" if stopping else "trained"
+            self.run.say(f"{what} at step {step}, saved as {self.save(step)}")
             if not stopping and step % self.config["test_freq"]:
                 self.draw_tests(step)
         return (signals.number or signal.SIGTERM) if stopping else 0
 
     def train_step(self, step, with_batch, signals):
-        """One Adam step -> its scalars, if asked for its batch (uint8 Examples), and whether to stop after it.
+        """One Adam step: its scalars, its batch (uint8 Examples) if asked for, and whether to stop after it.
 
         Workers stop together: each tells the others, with its gradients, of the signal that it has got.
         """
         fetches = [self.graph.scalars, self.graph.batch if with_batch else [], self.graph.stopping, self.graph.update]
+        start = time.time()
         try:
             scalars, batch, stopping, _ = self.session.run(fetches, {self.graph.stop: float(signals.number != 0)})
         except tf.errors.OpError as error:
             if self.load.failure is None:
-                self.graph.cluster.explain(error)
+                self.graph.cluster.raise_if_lost(error)
                 raise
             saved = "" if self.run is None else f" (step {step} is saved: {self.save(step)})"
             raise UserError(f"{self.load.failure}{saved}")
         self.check(step, scalars)
-        return scalars, batch, stopping or self.graph.cluster.size == 1 and signals.number != 0
-
-    def check(self, step, scalars):
-        """Raises UserError where loss or gradients are not finite, gradients that may overflow only where they do for long."""
-        overflows = self.graph.may_overflow and not math.isfinite(scalars["gradient_norm"])
-        self.overflows = self.overflows + 1 if overflows else 0
-        for name in ("loss",) if 0 < self.overflows < MOST_OVERFLOWS else ("loss", "gradient_norm"):
-            if not math.isfinite(scalars[name]):
-                raise UserError(f"training stopped: {name} is {scalars[name]} in step {step + 1}, nothing of it is saved; expected finite numbers"
-                                ", which a lower lr may give")
+        self.seconds += time.time() - start
+        self.images += self.config["batch_size"] * self.graph.cluster.n_workers
+        if self.graph.cluster.n_workers == 1:
+            stopping = signals.number != 0  # also where the signal came during the step
+        return scalars, batch, stopping
 
     def log(self, step, scalars, batch):
-        """Scalars, distributions and pictures of the training batch, and of the test batch with the suffix or prefix
-        `valid`.
-        """
+        """Scalars, distributions and pictures of the training batch, and of the test batch with `valid` in their names."""
         self.draw("", step, batch)
         valid = self.draw("valid_", step, self.test_batch)
         scalars = dict(scalars, global_step=step, images_per_s=self.images / self.seconds)
@@ -249,9 +271,10 @@ class Trainer:
     def draw(self, prefix, step, batch):
         """Pictures, stick figures, reconstructions and prior samples of a batch; returns its losses."""
         losses, reconstructions, means = self.graph.evaluate(self.session, batch)
+        suffix = "_valid" if prefix else ""
         for k, values in enumerate(means):
-            self.run.histogram("posterior_means_{}{}".format(k, "_valid" if prefix else ""), values, step)
-        samples = self.graph.renderer.sample(self.session, batch.stick, step)
+            self.run.histogram(f"posterior_means_{k}{suffix}", values, step)
+        samples = self.renderer.sample(batch.stick, step)
         for name, pictures in (("x", batch.image), ("c", batch.stick), ("sample", to_uint8(reconstructions)),
                                ("test_sample", to_uint8(samples))):
             self.run.picture(prefix + name, tile(pictures), step)
@@ -259,15 +282,37 @@ class Trainer:
 
     def draw_tests(self, step):
         """Prior samples and the transfer grid of the test batch."""
-        samples = self.graph.renderer.sample(self.session, self.test_batch.stick, step)
+        samples = self.renderer.sample(self.test_batch.stick, step)
         self.run.picture("testing_cond", tile(self.test_batch.stick), step)
         self.run.picture("testing_test_sample", tile(to_uint8(samples)), step)
-        cells = to_uint8(self.graph.renderer.transfers(self.session, self.test_batch, self.test_batch))
+        cells = to_uint8(self.renderer.transfers(self.test_batch, self.test_batch.stick))
         self.transfers = transfer_grid(self.test_batch.stick, self.test_batch.image, cells)
         self.run.picture("transfer", self.transfers, step)
 
     def save(self, step):
+        """Saves a checkpoint; returns its prefix."""
         return self.saver.save(self.session, self.run.checkpoints, step)
+
+
+class FiniteCheck:
+    """check(step, scalars) raises UserError when the loss or the gradients of a step are not finite.
+
+    may_overflow: whether float16's gradients may overflow, which ends a step without an update, as long as that does not
+    happen in MAX_OVERFLOWS steps in a row.
+    """
+
+    def __init__(self, may_overflow):
+        self.may_overflow = may_overflow
+        self.overflows = 0  # steps without an update in a row
+
+    def __call__(self, step, scalars):
+        overflows = self.may_overflow and not math.isfinite(scalars["gradient_norm"])
+        self.overflows = self.overflows + 1 if overflows else 0
+        is_tolerated = 0 < self.overflows < MAX_OVERFLOWS
+        for name in ("loss",) if is_tolerated else ("loss", "gradient_norm"):
+            if not math.isfinite(scalars[name]):
+                raise UserError(f"training stopped: {name} is {scalars[name]} in step {step + 1}, nothing of it is saved; "
+                                "expected finite numbers, which a lower lr may give")
 
 
 class StopSignal:

@@ -15,7 +15,7 @@ import collections
 
 import tensorflow.compat.v1 as tf
 
-from nn import conv2d, downsample, nin, residual_block, upsample
+from nn import channels, conv2d, downsample, nin, residual_block, upsample
 
 LATENT_SCALES = 2
 BLOCKS_PER_SCALE = 2
@@ -28,7 +28,7 @@ Decoded.__doc__ = """A picture (N, S, S, 3), not squashed, and the prior's means
 
 
 class VUNet:
-    """The networks of one configuration; the weights live in the graph, by name, and every walk shares them.
+    """The networks of one configuration; the weights live in the graph, by name, and all passes share them.
 
     spatial_size: S, a power of two. box_factor: part crops are 2^box_factor smaller. bottleneck_factor: the coarsest
     feature maps are 2^bottleneck_factor pixels wide. n_filters, max_filters: at full size and at most.
@@ -40,92 +40,88 @@ class VUNet:
         self.n_filters = n_filters
         self.max_filters = max_filters
 
-    def initialise(self, walk, stick, parts):
-        """The initialising pass: as `train`; run `walk.assignments` on the first batches to set all g and b."""
-        return self.train(walk, stick, parts)
+    def initialise(self, pass_, stick, parts):
+        """The initialising pass: as `train`; run its `assignments` on the first batches to set all g and b."""
+        return self.train(pass_, stick, parts)
 
-    def train(self, walk, stick, parts):
+    def train(self, pass_, stick, parts):
         """Reconstruction through posterior samples -> (Decoded, Posterior), the terms of the bound (equation 5)."""
-        posterior = self.posterior(walk, parts)
-        return self.decode(walk, stick, posterior.samples), posterior
+        posterior = self.posterior(pass_, parts)
+        return self.decode(pass_, stick, posterior.samples), posterior
 
-    def reconstruct(self, walk, stick, parts):
-        """The pictures of these poses with these appearances, through posterior means: (N, S, S, 3)."""
-        return self.transfer(walk, stick, self.posterior_means(walk, parts))
-
-    def posterior_means(self, walk, parts):
+    def posterior_means(self, pass_, parts):
         """What is known of the appearance in part crops (N, s, s, 24): one tensor per latent scale."""
-        return self.posterior(walk, parts, sample=False).means
+        return self.posterior(pass_, parts, sample=False).means
 
-    def transfer(self, walk, stick, latents):
+    def transfer(self, pass_, stick, latents):
         """Pictures (N, S, S, 3) of appearances, given by their latents, in the poses of stick figures (N, S, S, 3)."""
-        return self.decode(walk, stick, latents).picture
+        return self.decode(pass_, stick, latents).picture
 
-    def sample(self, walk, stick):
+    def sample(self, pass_, stick):
         """Pictures (N, S, S, 3) of these poses with appearances drawn from the prior p(z|c)."""
-        return self.decode(walk, stick, None).picture
+        return self.decode(pass_, stick, None).picture
 
-    def posterior(self, walk, parts, sample=True):
+    def posterior(self, pass_, parts, sample=True):
         """q(z|x, c) of part crops (N, s, s, 24) -> Posterior; without `sample` the means stand for the samples."""
-        with walk.network("enc_up"):
-            skips = self._up(walk, parts, self.n_scales - self.box_factor, self.n_filters * 2**self.box_factor)
-        with walk.network("enc_down"):
-            return self._enc_down(walk, skips, sample)
+        with pass_.network("enc_up"):
+            skips = self._up(pass_, parts, self.n_scales - self.box_factor, self.n_filters * 2**self.box_factor)
+        with pass_.network("enc_down"):
+            return self._enc_down(pass_, skips, sample)
 
-    def decode(self, walk, stick, latents):
+    def decode(self, pass_, stick, latents):
         """p(x|c, z) of stick figures (N, S, S, 3) -> Decoded; with no latents they are drawn from the prior."""
-        with walk.network("dec_up"):
-            skips = self._up(walk, stick, self.n_scales, self.n_filters)
-        with walk.network("dec_down"):
-            h, prior_means = self._dec_down(walk, skips, latents)
-        with walk.network("dec_params"):
-            return Decoded(conv2d(walk, h, 3), prior_means)
+        with pass_.network("dec_up"):
+            skips = self._up(pass_, stick, self.n_scales, self.n_filters)
+        with pass_.network("dec_down"):
+            h, prior_means = self._dec_down(pass_, skips, latents)
+        with pass_.network("dec_params"):
+            return Decoded(conv2d(pass_, h, 3), prior_means)
 
-    def _up(self, walk, x, n_scales, n_filters):
+    def _up(self, pass_, x, n_scales, n_filters):
         """enc_up and dec_up: features of every block, fine to coarse. Shared because they differ in size alone."""
         skips = []
-        h = nin(walk, x, n_filters)
+        h = nin(pass_, x, n_filters)
         for scale in range(n_scales):
             for _ in range(BLOCKS_PER_SCALE):
-                h = residual_block(walk, h)
+                h = residual_block(pass_, h)
                 skips.append(h)
             if scale + 1 < n_scales:
                 n_filters = min(2 * n_filters, self.max_filters)
-                h = downsample(walk, h, n_filters)  # (N, h/2, w/2, n_filters)
+                h = downsample(pass_, h, n_filters)  # (N, h/2, w/2, n_filters)
         return skips
 
-    def _enc_down(self, walk, skips, sample):
+    def _enc_down(self, pass_, skips, sample):
         skips = list(skips)
         means, samples = [], []
-        h = nin(walk, skips[-1], channels(skips[-1]))
+        h = nin(pass_, skips[-1], channels(skips[-1]))
         for scale in range(LATENT_SCALES):
-            h = residual_block(walk, h, skips.pop())
-            mean = conv2d(walk, h, channels(h))
-            z = mean + walk.normal(mean) if sample else mean
+            h = residual_block(pass_, h, skips.pop())
+            mean = conv2d(pass_, h, channels(h))
+            z = mean + pass_.normal(mean) if sample else mean
             means.append(mean)
             samples.append(z)
             # The original goes on here after the last latent, into layers that nothing reads.
             if scale + 1 < LATENT_SCALES:
-                h = residual_block(walk, h, tf.concat([skips.pop(), z], axis=-1))
-                h = upsample(walk, h, channels(skips[-1]))
+                h = residual_block(pass_, h, tf.concat([skips.pop(), z], axis=-1))
+                h = upsample(pass_, h, channels(skips[-1]))
         return Posterior(means, samples)
 
-    def _dec_down(self, walk, skips, latents):
+    def _dec_down(self, pass_, skips, latents):
         skips = list(skips)
         prior_means = []
-        h = nin(walk, skips[-1], channels(skips[-1]))
+        h = nin(pass_, skips[-1], channels(skips[-1]))
         for scale in range(self.n_scales):
-            h = residual_block(walk, h, skips.pop())
+            h = residual_block(pass_, h, skips.pop())
             if scale < LATENT_SCALES:
-                mean, z = self._prior(walk, h, None if latents is None else latents[scale])
+                mean, z = self._prior(pass_, h, None if latents is None else latents[scale])
                 prior_means.append(mean)
-                h = nin(walk, tf.concat([h, z], axis=-1), channels(h))
-            h = residual_block(walk, h, skips.pop())
+                h = nin(pass_, tf.concat([h, z], axis=-1), channels(h))
+            h = residual_block(pass_, h, skips.pop())
             if scale + 1 < self.n_scales:
-                h = upsample(walk, h, channels(skips[-1]))
+                h = upsample(pass_, h, channels(skips[-1]))
         return h, prior_means
 
-    def _prior(self, walk, h, given):
+    def _prior(self, pass_, h, given):
         """Mean of p(z|c, coarser z) from features h, and the latent: the given one or, without it, a sample.
 
         On maps larger than 1 x 1 the prior is autoregressive over four groups of positions, the pixels of every 2 x 2
@@ -133,17 +129,17 @@ class VUNet:
         """
         n = channels(h)
         if h.shape[1] == 1:
-            mean = conv2d(walk, h, n)
-            return mean, mean + walk.normal(mean) if given is None else given
+            mean = conv2d(pass_, h, n)
+            return mean, mean + pass_.normal(mean) if given is None else given
         groups = [] if given is None else split_groups(given)
         means = []
-        features = tf.space_to_depth(residual_block(walk, h), 2)  # (N, h/2, w/2, 4n)
+        features = tf.space_to_depth(residual_block(pass_, h), 2)  # (N, h/2, w/2, 4n)
         for group in range(4):
-            means.append(conv2d(walk, features, n))
+            means.append(conv2d(pass_, features, n))
             if given is None:
-                groups.append(means[group] + walk.normal(means[group]))
+                groups.append(means[group] + pass_.normal(means[group]))
             if group < 3:
-                features = residual_block(walk, features, groups[group])
+                features = residual_block(pass_, features, groups[group])
         return merge_groups(means), merge_groups(groups) if given is None else given
 
 
@@ -164,8 +160,3 @@ def split_groups(z):
 def merge_groups(groups):
     """The inverse of split_groups."""
     return tf.depth_to_space(tf.concat(groups, axis=-1), 2)
-
-
-def channels(x):
-    """Number of channels of an NHWC tensor."""
-    return int(x.shape[-1])

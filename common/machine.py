@@ -34,7 +34,7 @@ def _keep_freed_memory():
 def make_session(config, cluster=None):
     """A session for the default graph with the config's precision and compiler. Raises UserError."""
     with quiet_stderr():  # TensorFlow reports an error where there is no GPU
-        if cluster is not None and cluster.size > 1:
+        if cluster is not None and cluster.n_workers > 1:
             return tf.Session(cluster.target, config=cluster.options)
         return tf.Session(config=session_options(config))
 

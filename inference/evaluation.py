@@ -16,33 +16,34 @@ from dataset import toy
 from dataset.index import is_list
 from dataset.selection import unique_labels
 from deeploss import PerceptualLoss, load_weights
-from inference.rendering import finite_uint8, open_index, restored, start_run
+from inference.rendering import LateRun, finite_uint8, open_index, restored
 from training.checkpoints import Checkpoint
 
 METRICS = ("ssim", "psnr", "mae", "perceptual_loss")
 SAMPLES = 4  # of every pose
 SSIM_WINDOW = 11
-MOST_POSES = 10  # of one person, that each image of the person is rendered in
-MOST_PSNR = 100.0  # dB; equal pictures have no finite one
+MAX_POSES = 10  # of one person, that each image of the person is rendered in
+MAX_PSNR = 100.0  # dB; equal pictures have no finite one
 
 
 def evaluate(options, config):
     """Prints and saves (metrics.json) how reconstructions, transfers and samples compare with the test split."""
     if config["spatial_size"] < SSIM_WINDOW:
-        raise UserError("--mode evaluate: spatial_size: {}: expected 16 or more, as SSIM looks at windows of {} pixels".format(config["spatial_size"], SSIM_WINDOW))
+        raise UserError(f"--mode evaluate: spatial_size: {config['spatial_size']}: expected 16 or more, as SSIM looks at windows "
+                        f"of {SSIM_WINDOW} pixels")
     index = open_index(config)
     numbers, (pairs, n_pairs_left_out) = index.usable("test"), find_pairs(index)
     checkpoint = Checkpoint(options.checkpoint)
     step, vgg_weights = checkpoint.step(), load_weights(config["vgg_weights"], config["feature_layers"])
-    with restored(options, config) as (session, renderer), Comparison(config, vgg_weights) as compare:
-        evaluation = Evaluation(config, index, session, renderer, compare,
-                                lambda: start_run(options, config, "evaluation"), options.save)
+    with restored(options, config) as renderer, Comparison(config, vgg_weights) as compare, \
+            LateRun(options, config, "evaluation") as late:
+        evaluation = Evaluation(config, index, renderer, compare, late=late, save=options.save)
         with progress_bar(total=len(numbers) + len(pairs), unit="image") as bar:
             evaluation.of_images(numbers, bar)
             evaluation.of_pairs(pairs, bar)
-        run, metrics = evaluation.run, evaluation.metrics()
-        if run is None:
+        if not late.is_made:
             raise UserError(f"no image of the test split can be read: {evaluation.left_out[0]}")
+        run, metrics = late.run(), evaluation.metrics()
         run.write("metrics.json", json.dumps(dict(
             metrics, checkpoint=checkpoint.prefix, step=step, data_index=config["data_index"], left_out=evaluation.left_out,
             pairs_left_out=n_pairs_left_out, config=config), indent=2).encode())
@@ -51,10 +52,9 @@ def evaluate(options, config):
         if evaluation.left_out:
             run.say(f"left out, as they could not be read: {len(evaluation.left_out)} images, which metrics.json names")
         if n_pairs_left_out:
-            run.say(f"left out: {n_pairs_left_out} pairs of which not both are test images with hips and shoulders")
-        report_toy(config, index, evaluation.load, session, renderer, run)
-    run.say("the figures are in {}".format(run.path("metrics.json")))
-    run.close()
+            run.say(f"left out: {n_pairs_left_out} pairs in which not both are test images with hips and shoulders")
+        report_toy(config, index, evaluation.load, renderer, run)
+        run.say(f"the figures are in {run.path('metrics.json')}")
 
 
 class Comparison:
@@ -83,7 +83,7 @@ class Comparison:
     def _compare(self, real, made):
         # TensorFlow's SSIM: Gaussian windows, sigma 1.5, population covariances, as Wang et al. 2004.
         return {"ssim": tf.image.ssim(real, made, 255.0),
-                "psnr": tf.minimum(tf.image.psnr(real, made, 255.0), MOST_PSNR),
+                "psnr": tf.minimum(tf.image.psnr(real, made, 255.0), MAX_PSNR),
                 "mae": tf.reduce_mean(tf.abs(real - made), axis=[1, 2, 3]),
                 "perceptual_loss": self._loss.per_image(real / 127.5 - 1, made / 127.5 - 1)}
 
@@ -95,14 +95,14 @@ class Comparison:
 class Evaluation:
     """Goes through images and pairs of images, a batch in memory at a time.
 
-    run: a Run, started when the first images have been read; None before. left_out: why images could not be read.
+    late: a LateRun, whose run is made when the first images have been read. save: whether pictures are saved to it.
+    left_out: why images could not be read.
     """
 
-    def __init__(self, config, index, session, renderer, compare, start_run, save):
+    def __init__(self, config, index, renderer, compare, *, late, save):
         self.load = Loader(index, config["spatial_size"], config["box_factor"])
-        self.session, self.renderer, self.compare = session, renderer, compare
-        self.run, self.left_out = None, []
-        self._start_run = start_run
+        self.renderer, self.compare, self.late = renderer, compare, late
+        self.left_out = []
         self._labels = unique_labels(index.images) if save else None
         self._saved = collections.Counter()
         self._moments = {}  # of (task, metric): number, sum and sum of squares
@@ -110,11 +110,10 @@ class Evaluation:
     def of_images(self, numbers, bar):
         """Reconstructions through posterior means, and samples from the prior, of these images of the index."""
         for chunk, batch in self._batches(numbers[:, np.newaxis], bar):
-            latents = self.renderer.encode(self.session, batch.parts, batch.has_part)
-            made = finite_uint8(self.renderer.render(self.session, latents, batch.stick))
+            made = finite_uint8(self.renderer.transfer(batch, batch.stick))
             self._note("reconstruction", self.compare(batch.image, made))
             first = int(np.searchsorted(numbers, chunk[0, 0])) * SAMPLES  # other noise for every batch
-            samples = [finite_uint8(self.renderer.sample(self.session, batch.stick, first + k)) for k in range(SAMPLES)]
+            samples = [finite_uint8(self.renderer.sample(batch.stick, first + k)) for k in range(SAMPLES)]
             distances = [self.compare(one, other, ("mae", "perceptual_loss")) for one, other in zip(samples, samples[1:])]
             self._note("sampling", {name: np.mean([of_two[name] for of_two in distances], axis=0) for name in distances[0]})
             for folder, pictures in (("real", batch.image), ("reconstruction", made), ("sample", samples[0])):
@@ -124,8 +123,7 @@ class Evaluation:
         """Transfers of the first image's appearance to the second's pose, for pairs (P, 2) of one person."""
         for chunk, batch in self._batches(pairs, bar):
             sources, targets = (Examples(*[array[k::2] for array in batch]) for k in range(2))
-            latents = self.renderer.encode(self.session, sources.parts, sources.has_part)
-            made = finite_uint8(self.renderer.render(self.session, latents, targets.stick))
+            made = finite_uint8(self.renderer.transfer(sources, targets.stick))
             self._note("transfer", self.compare(targets.image, made))
             self._save("transfer", chunk[:, 1], made)
 
@@ -141,19 +139,15 @@ class Evaluation:
         return results
 
     def _batches(self, groups, bar):
-        """(groups (n, k), Examples of n * k images) of groups (N, k) of images that can be read; the next is read ahead."""
+        """(groups (n, k), Examples of n * k images) of groups (N, k) of images that can be read."""
         size = self.renderer.batch_size
         chunks = [groups[start:start + size] for start in range(0, len(groups), size)]
-        with multiprocessing.pool.ThreadPool(cpu_count()) as pool:
-            ahead = [pool.map_async(self._read, chunk) for chunk in chunks[:1]]
-            for i, chunk in enumerate(chunks):
-                loaded = ahead.pop().get()
-                ahead = [pool.map_async(self._read, chunk) for chunk in chunks[i + 1:i + 2]]
-                whole = [k for k, examples in enumerate(loaded) if examples is not None]
-                if whole:
-                    self.run = self.run or self._start_run()
-                    yield chunk[whole], Examples(*[np.concatenate(arrays) for arrays in zip(*[loaded[k] for k in whole])])
-                bar.update(len(chunk))
+        for chunk, loaded in zip(chunks, read_ahead(self._read, chunks)):
+            whole = [k for k, examples in enumerate(loaded) if examples is not None]
+            if whole:
+                self.late.run()
+                yield chunk[whole], Examples(*[np.concatenate(arrays) for arrays in zip(*[loaded[k] for k in whole])])
+            bar.update(len(chunk))
 
     def _read(self, numbers):
         """Examples of a group of images, or None where one cannot be read, which is said once."""
@@ -178,7 +172,19 @@ class Evaluation:
         for number, picture in zip(numbers, pictures):
             self._saved[folder, number] += 1
             times = self._saved[folder, number]
-            self.run.picture("{}/{}".format(folder if times == 1 else f"{folder}_{times}", self._labels[number]), picture)
+            self.late.run().picture("{}/{}".format(folder if times == 1 else f"{folder}_{times}", self._labels[number]), picture)
+
+
+def read_ahead(function, chunks):
+    """Yields [function(item) for item in chunk] for each chunk; the next one is made meanwhile, in threads."""
+    with multiprocessing.pool.ThreadPool(cpu_count()) as pool:
+        pending = collections.deque()
+        for chunk in chunks:
+            pending.append(pool.map_async(function, chunk))
+            if len(pending) > 1:
+                yield pending.popleft().get()
+        while pending:
+            yield pending.popleft().get()
 
 
 # ---------------------------------------------------------------------------------------------- pairs of one person
@@ -187,7 +193,7 @@ def find_pairs(index):
     """((P, 2) int64, numbers of usable test images of one person, from and to; how many other pairs are left out).
 
     They are the index's `pairs` or, without those, each image with the next images that its `person` says are of the
-    same person, going round: with all of them, where they are not more than MOST_POSES. Raises UserError where these are
+    same person, going round: with all of them, where they are not more than MAX_POSES. Raises UserError where these are
     not what they should be.
     """
     n = len(index.images)
@@ -208,7 +214,7 @@ def find_pairs(index):
     for number in np.flatnonzero(usable):
         images[people[number]].append(number)
     pairs = [(a, of_one[(i + k) % len(of_one)]) for of_one in images.values() for i, a in enumerate(of_one)
-             for k in range(1, min(MOST_POSES, len(of_one) - 1) + 1)]
+             for k in range(1, min(MAX_POSES, len(of_one) - 1) + 1)]
     return np.array(pairs, np.int64).reshape(-1, 2), 0
 
 
@@ -244,23 +250,20 @@ def table(metrics):
     return lines
 
 
-def report_toy(config, index, load, session, renderer, run):
+def report_toy(config, index, load, renderer, run):
     """For the toy data, whose truth can be drawn: the error of transfers to held-out people."""
     if config["spatial_size"] != toy.SIZE or not toy.is_toy(index.joints, index.extra):
         return
 
     def render(appearances, poses):
-        sources = load.batch(appearances)
-        return renderer.render(session, renderer.encode(session, sources.parts, sources.has_part),
-                               load.batch(poses).stick)
+        return renderer.transfer(load.batch(appearances), load.batch(poses).stick)
 
     try:
         errors = toy.transfer_error(render, index.extra["person"], {s: index.usable(s) for s in ("train", "test")},
-                                         index.extra["toy_seed"])
+                                    index.extra["toy_seed"])
     except UserError as error:  # an image cannot be read; what was done before is none the worse
         run.say(f"no transfer error on held-out people: {error}")
         return
-    line = ("transfer error on held-out people: {:.3f}; of the mean training appearance: {:.3f} (ratio {:.3f}); of a wrong "
-            "person: {:.3f}".format(errors["transfer"], errors["mean_appearance"],
-                              errors["transfer"] / errors["mean_appearance"], errors["wrong_person"]))
-    run.say(line)
+    error, of_mean = errors["transfer"], errors["mean_appearance"]
+    run.say(f"transfer error on held-out people: {error:.3f}; of the mean training appearance: {of_mean:.3f} "
+            f"(ratio {error / of_mean:.3f}); of a wrong person: {errors['wrong_person']:.3f}")

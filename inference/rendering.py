@@ -1,6 +1,5 @@
 """Pictures from a trained network: the modes transfer, test and animate."""
 import contextlib
-import itertools
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -13,26 +12,27 @@ from dataset.index import MAX_PIXELS, Index, is_visible
 from dataset.selection import Selection, select
 from inference.movies import write_gif, write_mp4
 from training.checkpoints import Checkpoint, CheckpointSaver
-from training.graphs import make_renderer
+from training.graphs import Renderer, make_rendering_tensors
 from training.runs import Run, tile, to_uint8, transfer_grid
 
 DEFAULT_BATCHES = 10
 DEFAULT_FPS = 25
 DEFAULT_SECONDS_PER_POSE = 0.5
-MOST_FRAMES = 100000
+MAX_FRAMES = 100000
 
 
 @contextlib.contextmanager
 def restored(options, config):
-    """(session, Renderer) with the weights of the checkpoint that the options name."""
+    """A Renderer with the weights of the checkpoint that the options name."""
     checkpoint = Checkpoint(options.checkpoint)
     with tf.Graph().as_default():
-        renderer = make_renderer(config, Loader(None, config["spatial_size"], config["box_factor"]).shapes())
+        shapes = Loader(None, config["spatial_size"], config["box_factor"]).shapes()
+        tensors = make_rendering_tensors(config, shapes)
         saver = CheckpointSaver(tf.trainable_variables())
         tf.get_default_graph().finalize()
         with make_session(config) as session:
             saver.restore(session, checkpoint)
-            yield session, renderer
+            yield Renderer(tensors, session)
 
 
 def open_index(config):
@@ -40,11 +40,34 @@ def open_index(config):
     return Index(config["data_index"], config["allow_outside_images"])
 
 
-def start_run(options, config, what):
-    """A Run that says which checkpoint its pictures are from."""
-    run = Run(options.log_dir, config)
-    run.log(f"{what} from {options.checkpoint}")
-    return run
+class LateRun:
+    """A Run that is made when the first picture is there, so that bad input leaves no folder behind.
+
+    with LateRun(options, config, "transfer") as late:
+        late.run().picture(...)
+    """
+
+    def __init__(self, options, config, what):
+        self._options, self._config, self._what = options, config, what
+        self._run = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        if self._run is not None:
+            self._run.__exit__(*error)
+
+    @property
+    def is_made(self):
+        return self._run is not None
+
+    def run(self):
+        """The Run; its log says which checkpoint its pictures are from."""
+        if self._run is None:
+            self._run = Run(self._options.log_dir, self._config)
+            self._run.log(f"{self._what} from {self._options.checkpoint}")
+        return self._run
 
 
 def first_batches(index, config, n):
@@ -58,44 +81,40 @@ def first_batches(index, config, n):
 def transfer(options, config):
     """Saves grids of people in poses, and their cells: those that were chosen, or batches of the test split."""
     jobs = transfer_jobs(options, config)
-    run = None
-    with restored(options, config) as (session, renderer):
-        with progress_bar(total=sum(len(people) * len(poses) for people, poses in jobs), unit="picture") as bar:
-            try:
-                for i, (people, poses) in enumerate(jobs):
-                    has_grid = (len(people) + 1) * (len(poses) + 1) * renderer.size**2 <= MAX_PIXELS
-                    people = encoded(session, renderer, people, config)
-                    first = next(people)  # a broken image is met before there is a run folder
-                    run = run or start_run(options, config, "transfer")
-                    save_transfers(run, f"transfer_{i}", session, renderer, itertools.chain([first], people), poses,
-                                   has_grid, bar)
-            except UserError as error:
-                raise error if run is None else UserError(f"{error}; the pictures before it are in {run.folder}")
-    run.say(f"the pictures are in {run.folder}")
-    run.close()
+    n_pictures = sum(len(people) * len(poses) for people, poses in jobs)
+    with restored(options, config) as renderer, LateRun(options, config, "transfer") as late, \
+            progress_bar(total=n_pictures, unit="picture") as bar:
+        try:
+            for i, (people, poses) in enumerate(jobs):
+                save_transfers(late, f"transfer_{i}", renderer, people, poses, bar=bar, config=config)
+        except UserError as error:
+            raise UserError(f"{error}; the pictures before it are in {late.run().folder}") if late.is_made else error
+        late.run().say(f"the pictures are in {late.run().folder}")
 
 
-def save_transfers(run, name, session, renderer, people, poses, has_grid, bar):
+def save_transfers(late, name, renderer, people, poses, *, bar, config):
     """Saves cells as <name>/<person>_in_pose_of_<pose>.png and, where it would not be huge, <name>.png, the grid.
 
-    people: as from `encoded`; poses: a Selection. There may be thousands of either: without the grid only a batch of
-    pictures is held.
+    late: a LateRun. people, poses: Selections. There may be thousands of either: without the grid only a batch of pictures is
+    held.
     """
+    has_grid = (len(people) + 1) * (len(poses) + 1) * renderer.size**2 <= MAX_PIXELS
     images, rows = [], []
-    for label, image, latents in people:
-        row = []
-        for pose, (_, cell) in zip(poses.labels, render_poses(session, renderer, latents, poses.joints)):
-            run.picture(f"{name}/{label}_in_pose_of_{pose}", cell)
+    for label, image, latents in encoded(renderer, people, config):
+        cells = []
+        for pose, (_, cell) in zip(poses.labels, render_poses(renderer, latents, poses.joints)):
+            late.run().picture(f"{name}/{label}_in_pose_of_{pose}", cell)
             bar.update()
             if has_grid:
-                row.append(cell)
+                cells.append(cell)
         if has_grid:
             images.append(image)
-            rows.append(row)
+            rows.append(cells)
     if has_grid:
-        run.picture(name, transfer_grid(stick_figures(poses.joints, renderer.size), np.stack(images), np.array(rows)))
+        sticks = stick_figures(poses.joints, renderer.size)
+        late.run().picture(name, transfer_grid(sticks, np.stack(images), np.array(rows)))
     else:
-        run.say(f"{name}.png is left out: it would have more than {MAX_PIXELS} pixels")
+        late.run().say(f"{name}.png is left out: it would have more than {MAX_PIXELS} pixels")
 
 
 def transfer_jobs(options, config):
@@ -108,32 +127,32 @@ def transfer_jobs(options, config):
     return [tuple(chosen)]
 
 
-def encoded(session, renderer, people, config):
+def encoded(renderer, people, config):
     """For each of a Selection its label, image (S, S, 3) uint8 and latents, arrays (1, h, w, c)."""
     load = Loader(people, config["spatial_size"], config["box_factor"])
-    for start in range(0, len(people), config["batch_size"]):
-        numbers = np.arange(start, min(start + config["batch_size"], len(people)))
+    for start in range(0, len(people), renderer.batch_size):
+        numbers = np.arange(start, min(start + renderer.batch_size, len(people)))
         batch = load.batch(numbers)
-        latents = renderer.encode(session, batch.parts, batch.has_part)
+        latents = renderer.encode(batch)
         for i, number in enumerate(numbers):
             yield people.labels[number], batch.image[i], [z[i:i + 1] for z in latents]
 
 
 def finite_uint8(pictures):
-    """to_uint8 of what weights may have made that are none. Raises UserError for pictures that are not finite."""
+    """Pictures in [-1, 1] as uint8. Raises UserError for pictures that are not finite, as damaged weights make them."""
     if not np.isfinite(pictures).all():
         raise UserError("the network's pictures are not finite numbers; expected a checkpoint of a training that went well")
     return to_uint8(pictures)
 
 
-def render_poses(session, renderer, latents, joints):
+def render_poses(renderer, latents, joints):
     """For each of n poses (n, 15, 2) its stick figure and the picture of one appearance, latents (1, h, w, c), in it.
 
     (S, S, 3) uint8 both; made a batch at a time.
     """
     for start in range(0, len(joints), renderer.batch_size):
         sticks = stick_figures(joints[start:start + renderer.batch_size], renderer.size)
-        yield from zip(sticks, finite_uint8(renderer.render_one(session, latents, sticks)))
+        yield from zip(sticks, finite_uint8(renderer.render(latents, sticks)))
 
 
 def stick_figures(joints, size):
@@ -146,15 +165,12 @@ def stick_figures(joints, size):
 def sample(options, config):
     """Saves grids of poses of the test split, each with somebody from the prior beside it."""
     batches = first_batches(open_index(config), config, options.batches or DEFAULT_BATCHES)
-    run = None
-    with restored(options, config) as (session, renderer):
+    with restored(options, config) as renderer, LateRun(options, config, "test") as late:
         for i, poses in enumerate(progress_bar(batches, unit="batch")):
-            sticks = stick_figures(poses.joints, config["spatial_size"])
-            pictures = finite_uint8(renderer.sample(session, sticks, i))
-            run = run or start_run(options, config, "test")
-            run.picture(f"test_sample_{i}", tile(np.concatenate([sticks, pictures], axis=2)))
-    run.say(f"the pictures are in {run.folder}")
-    run.close()
+            sticks = stick_figures(poses.joints, renderer.size)
+            pictures = finite_uint8(renderer.sample(sticks, i))
+            late.run().picture(f"test_sample_{i}", tile(np.concatenate([sticks, pictures], axis=2)))
+        late.run().say(f"the pictures are in {late.run().folder}")
 
 
 # ---------------------------------------------------------------------------------------------- animate
@@ -171,27 +187,26 @@ def animate(options, config):
     fps = options.fps or DEFAULT_FPS
     steps = max(1, int(round(fps * (options.seconds_per_pose or DEFAULT_SECONDS_PER_POSE))))
     n_frames = steps * (len(keys) - 1) + 1
-    if n_frames > MOST_FRAMES:
-        raise UserError(f"--pose: expected an animation of at most {MOST_FRAMES} frames, found {n_frames}")
-    with restored(options, config) as (session, renderer):
-        (_, image, latents), = encoded(session, renderer, people, config)
-        run = start_run(options, config, "animation")
-        shown, has_gif = [], n_frames * 3 * size**2 <= MAX_PIXELS  # all of a GIF is held
+    if n_frames > MAX_FRAMES:
+        raise UserError(f"--pose: expected an animation of at most {MAX_FRAMES} frames, found {n_frames}")
+    has_gif = n_frames * 3 * size**2 <= MAX_PIXELS  # all of a GIF is held
+    with restored(options, config) as renderer, LateRun(options, config, "animation") as late:
+        (_, image, latents), = encoded(renderer, people, config)
+        run, of_gif = late.run(), []
 
         def frames():
-            in_poses = render_poses(session, renderer, latents, interpolate(keys, steps))
+            in_poses = render_poses(renderer, latents, interpolate(keys, steps))
             for stick, picture in progress_bar(in_poses, total=n_frames, unit="frame"):
                 frame = np.concatenate([image, stick, picture], axis=1)
                 if has_gif:
-                    shown.append(frame)
+                    of_gif.append(frame)
                 yield frame
         write_mp4(run.path("animation.mp4"), frames(), fps, (3 * size, size))
-    if has_gif:
-        write_gif(run.path("animation.gif"), shown, fps)
-    else:
-        run.say(f"animation.gif is left out: of {n_frames} frames it would be too large")
-    run.say("{} frames: {}".format(n_frames, run.path("animation.mp4")))
-    run.close()
+        if has_gif:
+            write_gif(run.path("animation.gif"), of_gif, fps)
+        else:
+            run.say(f"animation.gif is left out: of {n_frames} frames it would be too large")
+        run.say(f"{n_frames} frames: {run.path('animation.mp4')}")
 
 
 def interpolate(keys, steps):

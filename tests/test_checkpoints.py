@@ -10,7 +10,7 @@ from batches import Examples
 from common.errors import UserError
 from training.checkpoints import Checkpoint, CheckpointSaver, find_checkpoint
 from training.config import load_config
-from training.graphs import TrainingGraph, make_renderer, placeholders
+from training.graphs import TrainingGraph, make_rendering_tensors, placeholders
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 UNREAD = ("dense_4", "conv2d_6", "conv2d_7", "dense_5", "conv2d_8")  # of enc_down, in the published code
@@ -78,7 +78,7 @@ def test_a_published_checkpoint_loads_in_full_and_the_unread_tensors_do_not_matt
 
 def test_pictures_need_only_the_model_of_a_published_checkpoint(published_checkpoint, graph):
     config = market_config()
-    make_renderer(config, market_shapes())
+    make_rendering_tensors(config, market_shapes())
     saver = CheckpointSaver(tf.trainable_variables())
     with tf.Session() as session:
         saver.restore(session, Checkpoint(published_checkpoint))

@@ -173,6 +173,8 @@ def test_a_broken_image_in_the_middle_is_named_after_a_checkpoint(program, small
         file.truncate(100)
     result = program("--config", small_config(data_index=str(folder / "index.p"), lr_decay_end=50, ckpt_freq=100))
     assert_one_line(result, index.images[bad], "step 5 is saved")
+    last = (only_run(tmp_path / "log") / "log.txt").read_text().splitlines()[-1]
+    assert "ended by an error: " in last and index.images[bad] in last
     assert tensors(find_checkpoint(str(only_run(tmp_path / "log"))))["global_step"] == 5
 
 
@@ -187,6 +189,29 @@ def test_a_broken_image_in_the_first_test_batch_leaves_no_run_folder(trained, sm
     assert exit_code(main, "--config", config, "--mode", mode, "--checkpoint", str(trained[0]),
                       "--log_dir", str(tmp_path / "log")) == 2
     assert "there is no such image" in capsys.readouterr().err and not (tmp_path / "log").exists()
+
+
+def test_values_set_on_the_command_line_are_saved_and_repeated(program, small_config, tmp_path):
+    config = small_config(lr_decay_end=100000)
+    training = program.start("--config", config, "--set", "seed=7", "--set", "feature_weights=[1.0, 2]")
+    log = None
+    while training.poll() is None and "global_step" not in (log or ""):
+        log = "".join(path.read_text() for path in tmp_path.glob("log/*/log.txt"))
+        time.sleep(0.1)
+    training.send_signal(signal.SIGTERM)
+    stdout, _ = training.communicate(timeout=100)
+    run = only_run(tmp_path / "log")
+    saved = load_config(str(run / "config.yaml"))
+    assert (saved["seed"], saved["feature_weights"]) == (7, [1.0, 2])
+    assert f"to go on: python main.py --config {config} --set seed=7 --set 'feature_weights=[1.0, 2]' --checkpoint" in stdout
+
+
+@pytest.mark.parametrize("given, words", [
+    ("seed", "--set: expected KEY=VALUE, found seed"), ("seed=-1", "--set: seed: -1: expected a whole number from 0"),
+    ("sede=1", "--set: unknown key sede: 1; did you mean seed?"), ("lr=[", "the value is not YAML"),
+    ("lr_decay_begin=9", "--set: lr_decay_begin: 9: expected less than lr_decay_end, 4")])
+def test_bad_values_on_the_command_line(program, small_config, given, words):
+    assert_one_line(program("--config", small_config(), "--set", given), words)
 
 
 def test_a_full_disk_gives_one_line_and_leaves_the_last_checkpoint(tmp_path, graph):

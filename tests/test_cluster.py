@@ -51,7 +51,7 @@ def test_a_bad_tf_config_is_one_line(text, small_config, tmp_path, monkeypatch, 
 
 
 def test_workers_share_every_pass_between_them():
-    orders = [BatchOrder(range(20), 2, seed=1, share=(worker, 3)) for worker in range(3)]
+    orders = [BatchOrder(range(20), 2, seed=1, worker=worker, n_workers=3) for worker in range(3)]
     for epoch in range(2):  # of 4 batches for each worker
         seen = np.concatenate([order.batch(4 * epoch + k) for k in range(4) for order in orders])
         assert sorted(seen[:20]) == list(range(20)) and (seen[20:] == seen[:4]).all()
@@ -126,7 +126,7 @@ def test_when_a_worker_dies_the_others_end_and_training_can_go_on(small_config, 
 PULSE = f"""
 import sys, time; sys.path.insert(0, {ROOT!r})
 from training import cluster
-cluster.SILENCE, cluster.BEAT = 2.0, 0.2
+cluster.SILENCE, cluster.BEAT = 2, 0.2
 cluster.Pulse(["127.0.0.1:%d" % int(sys.argv[1]), "127.0.0.1:9"], int(sys.argv[2]))
 print("there", flush=True)
 time.sleep(60)

@@ -111,12 +111,12 @@ def test_a_missing_file(tmp_path):
 def test_extreme_sizes_that_fit_are_accepted_and_build(small_config, changes, graph):
     import tensorflow.compat.v1 as tf
 
-    from nn import Walk
+    from nn import Pass
     from training.graphs import make_network
     config = load_config(small_config(**changes))
     size = config["spatial_size"]
     net = make_network(config)
-    picture, _ = net.train(Walk("train"), tf.zeros((1, size, size, 3)),
+    picture, _ = net.train(Pass("train"), tf.zeros((1, size, size, 3)),
                            tf.zeros((1, size >> config["box_factor"], size >> config["box_factor"], 24)))
     assert picture.picture.shape.as_list() == [1, size, size, 3]
 

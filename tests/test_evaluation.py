@@ -164,16 +164,16 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path, small_config, 
     config = load_config(small_config(spatial_size=64, batch_size=8))
 
     class Stub:
-        """Stands for the renderer and the comparison: pictures and figures of the right sizes."""
+        """Stands for the renderer, the run and the comparison: pictures and figures of the right sizes."""
         batch_size, size = 8, 64
 
-        def encode(self, session, parts, has_part):
-            return [np.zeros((len(parts), 1, 1, 4), np.float32)]
+        def run(self):
+            return self
 
-        def render(self, session, latents, stick):
+        def transfer(self, appearances, stick):
             return np.zeros(stick.shape, np.float32)
 
-        def sample(self, session, stick, number):
+        def sample(self, stick, number):
             return np.zeros(stick.shape, np.float32)
 
         def __call__(self, real, made, metrics=evaluation.METRICS):
@@ -183,16 +183,16 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path, small_config, 
         os.makedirs(str(tmp_path / str(n)))
         index = Index(make_index(tmp_path / str(n), n=n, train=[False] * n, person=[0] * n))
         stub = Stub()
-        whole = Evaluation(config, index, None, stub, stub, lambda: stub, False)
+        whole = Evaluation(config, index, stub, stub, late=stub, save=False)
         tracemalloc.start()
         with tqdm(total=n, disable=True) as bar:
             whole.of_images(index.usable("test"), bar)
             whole.of_pairs(find_pairs(index)[0], bar)
         assert whole.metrics()["transfer"]["n"] == 10 * n
         assert whole.metrics()["reconstruction"]["n"] == n
-        most = tracemalloc.get_traced_memory()[1]
+        at_most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        return most
+        return at_most
 
     assert peak(200) < 1.3 * peak(40)
 

@@ -19,7 +19,7 @@ GRAM_WEIGHTS = {"coco": COCO_GRAM, "coco_retrain": [2 * w for w in COCO_GRAM], "
                 "market_retrain": [0, .05, .05, 0, 0, 0]}
 
 
-class NoNoise(nn.Walk):
+class NoNoise(nn.Pass):
     def normal(self, x):
         return tf.zeros_like(x)
 
@@ -61,8 +61,8 @@ def found():
     with tf.Graph().as_default(), tf.Session() as session:
         c, c2, x, xn = (tf.constant(inputs[name]) for name in ("c", "c2", "x", "xn"))
         net = models.VUNet(64, 1, 1)
-        init_walk = NoNoise("initialise", initialising=True)
-        init_decoded, init_posterior = net.initialise(init_walk, tf.constant(inputs["c_init"]),
+        init_pass = NoNoise("initialise", initialising=True)
+        init_decoded, init_posterior = net.initialise(init_pass, tf.constant(inputs["c_init"]),
                                                       tf.constant(inputs["xn_init"]))
         decoded, posterior = net.train(NoNoise("train"), c, xn)
         loss = deeploss.PerceptualLoss(deeploss.load_weights("random", LAYERS), LAYERS, [1] * 6, [1] * 6)
@@ -98,7 +98,7 @@ def found():
             values["gradients_" + key] = dict(zip([v.op.name for v in variables],
                                                   session.run(gradients, {kl_weight: weight})))
         values["ddinit_params"], values["ddinit_q"], values["ddinit_p"], _ = session.run(
-            [init_decoded.picture, init_posterior.means, init_decoded.prior_means, init_walk.assignments])
+            [init_decoded.picture, init_posterior.means, init_decoded.prior_means, init_pass.assignments])
         values["ddinit"] = {v.op.name: session.run(v) for v in variables if v.op.name[-1] in "gb"}
         values["params_after_ddinit"] = session.run(decoded.picture)
         return values

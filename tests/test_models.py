@@ -23,11 +23,11 @@ def run(fetches):
 def test_shapes_at_all_factors(graph, size, box_factor, bottleneck_factor, latent_sizes):
     net = models.VUNet(size, box_factor, bottleneck_factor, n_filters=4, max_filters=16)
     stick, parts = inputs(size, box_factor)
-    decoded, posterior = net.train(nn.Walk("train"), stick, parts)
+    decoded, posterior = net.train(nn.Pass("train"), stick, parts)
     assert decoded.picture.shape.as_list() == [2, size, size, 3]
     for means in (posterior.means, posterior.samples, decoded.prior_means):
         assert [z.shape.as_list()[1:3] for z in means] == [[s, s] for s in latent_sizes]
-    picture = run(net.sample(nn.Walk("sample"), stick))
+    picture = run(net.sample(nn.Pass("sample"), stick))
     assert picture.shape == (2, size, size, 3) and np.isfinite(picture).all()
 
 
@@ -52,10 +52,10 @@ def test_kl_is_that_of_unit_gaussians(graph):
 def test_reconstruction_and_transfer_are_deterministic_and_samples_are_not(graph):
     net = models.VUNet(16, 1, 1, 4, 16)
     stick, parts = inputs()
-    fetches = [call(nn.Walk(name)) for name in "ab" for call in (
-        lambda walk: net.reconstruct(walk, stick, parts),
-        lambda walk: net.train(walk, stick, parts)[0].picture,
-        lambda walk: net.sample(walk, stick))]
+    fetches = [call(nn.Pass(name)) for name in "ab" for call in (
+        lambda pass_: net.transfer(pass_, stick, net.posterior_means(pass_, parts)),
+        lambda pass_: net.train(pass_, stick, parts)[0].picture,
+        lambda pass_: net.sample(pass_, stick))]
     reconstruction, trained, sampled, reconstruction2, trained2, sampled2 = run(fetches)
     np.testing.assert_array_equal(reconstruction, reconstruction2)
     assert np.abs(trained - trained2).max() > 1e-3 and np.abs(sampled - sampled2).max() > 1e-3
@@ -64,8 +64,8 @@ def test_reconstruction_and_transfer_are_deterministic_and_samples_are_not(graph
 def test_the_appearance_comes_from_the_parts_and_the_encoder_does_not_see_the_pose(graph):
     net = models.VUNet(16, 1, 1, 4, 16)
     stick, parts = inputs()
-    means = net.posterior_means(nn.Walk("encode"), parts)
-    picture = net.transfer(nn.Walk("transfer"), stick, means)
+    means = net.posterior_means(nn.Pass("encode"), parts)
+    picture = net.transfer(nn.Pass("transfer"), stick, means)
     assert all(gradient is None for gradient in tf.gradients(means, [stick]))
     for gradient in run(tf.gradients(picture, [stick] + means)):
         assert np.abs(gradient).max() > 0
@@ -75,7 +75,7 @@ def test_the_prior_sees_earlier_groups_only(graph):
     net = models.VUNet(16, 1, 1, 4, 16)
     stick, _ = inputs()
     latents = [tf.zeros((2, 2, 2, 16)), tf.zeros((2, 4, 4, 16))]
-    prior_means = net.decode(nn.Walk("train"), stick, latents).prior_means
+    prior_means = net.decode(nn.Pass("train"), stick, latents).prior_means
     mean_groups = models.split_groups(prior_means[1])
     for i in range(4):
         given, = run(tf.gradients(mean_groups[i], [latents[1]]))

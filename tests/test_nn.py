@@ -7,16 +7,16 @@ import nn
 
 def test_initialisation_gives_every_layer_mean_0_and_variance_1(graph):
     x = tf.constant(np.random.RandomState(0).normal(3, 5, (8, 16, 16, 6)), tf.float32)
-    walk = nn.Walk("initialise", initialising=True)
-    later = nn.Walk("train")
+    pass_ = nn.Pass("initialise", initialising=True)
+    later = nn.Pass("train")
     outputs = []
-    for w in (walk, later):
+    for w in (pass_, later):
         with w.network("net"):
             h = nn.nin(w, x, 5)
             outputs.append([h, nn.conv2d(w, h, 7, stride=2)])
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
-        first, _ = session.run([outputs[0], walk.assignments])
+        first, _ = session.run([outputs[0], pass_.assignments])
         for initial, after in zip(first, session.run(outputs[1])):
             np.testing.assert_allclose(after.mean(axis=(0, 1, 2)), 0, atol=1e-4)
             np.testing.assert_allclose(after.var(axis=(0, 1, 2)), 1, atol=1e-3)
@@ -26,9 +26,9 @@ def test_initialisation_gives_every_layer_mean_0_and_variance_1(graph):
 def test_a_layer_is_the_normalised_convolution(graph):
     random = np.random.RandomState(1)
     x = random.normal(size=(2, 4, 4, 3)).astype(np.float32)
-    walk = nn.Walk("train")
-    with walk.network("net"):
-        y = nn.nin(walk, tf.constant(x), 5)
+    pass_ = nn.Pass("train")
+    with pass_.network("net"):
+        y = nn.nin(pass_, tf.constant(x), 5)
     V, g, b = tf.trainable_variables()
     values = [random.normal(size=v.shape.as_list()).astype(np.float32) for v in (V, g, b)]
     with tf.Session() as session:
@@ -42,27 +42,27 @@ def test_a_layer_is_the_normalised_convolution(graph):
 def test_layers_are_numbered_by_kind_in_every_network_and_shared_between_walks(graph):
     x = tf.zeros((1, 4, 4, 4))
     for _ in range(2):
-        walk = nn.Walk("train")
+        pass_ = nn.Pass("train")
         for network in ("enc_up", "dec_up"):
-            with walk.network(network):
-                nn.residual_block(walk, nn.downsample(walk, nn.nin(walk, x, 4), 4), tf.zeros((1, 2, 2, 6)))
+            with pass_.network(network):
+                nn.residual_block(pass_, nn.downsample(pass_, nn.nin(pass_, x, 4), 4), tf.zeros((1, 2, 2, 6)))
     assert [v.op.name for v in tf.trainable_variables() if v.op.name.endswith("V")] == [
         network + layer for network in ("enc_up/", "dec_up/")
         for layer in ("dense_0/V", "conv2d_0/V", "dense_1/V", "conv2d_1/V")]
 
 
 def test_upsample_and_downsample_change_size_by_two(graph):
-    walk = nn.Walk("train")
-    with walk.network("net"):
-        assert nn.upsample(walk, tf.zeros((1, 4, 4, 8)), 3).shape.as_list() == [1, 8, 8, 3]
-        assert nn.downsample(walk, tf.zeros((1, 4, 4, 8)), 3).shape.as_list() == [1, 2, 2, 3]
+    pass_ = nn.Pass("train")
+    with pass_.network("net"):
+        assert nn.upsample(pass_, tf.zeros((1, 4, 4, 8)), 3).shape.as_list() == [1, 8, 8, 3]
+        assert nn.downsample(pass_, tf.zeros((1, 4, 4, 8)), 3).shape.as_list() == [1, 2, 2, 3]
 
 
 def noise(seed, step, place="net", name="train", n=1):
     with tf.Graph().as_default(), tf.Session() as session:
-        walk = nn.Walk(name, step, seed)
-        with walk.network(place):
-            tensors = [walk.normal(tf.zeros((1000,))) for _ in range(n)]
+        pass_ = nn.Pass(name, step, seed)
+        with pass_.network(place):
+            tensors = [pass_.normal(tf.zeros((1000,))) for _ in range(n)]
         return session.run(tensors)
 
 
@@ -77,12 +77,12 @@ def test_noise_is_a_function_of_seed_step_and_place():
 
 
 def test_dropout_keeps_the_mean_and_drops_the_share(graph):
-    walk = nn.Walk("train", drop_prob=0.25)
-    with walk.network("net"):
-        y = walk.activate(tf.ones((100001,)))
+    pass_ = nn.Pass("train", drop_prob=0.25)
+    with pass_.network("net"):
+        y = pass_.dropout.elu(tf.ones((100001,)))
     with tf.Session() as session:
-        values = session.run(y * walk.kept_scale)
-        half = session.run(y, {walk.drop_prob: 0.5})
+        values = session.run(y * pass_.dropout.scale)
+        half = session.run(y, {pass_.drop_prob: 0.5})
     assert abs((values == 0).mean() - 0.25) < 0.01 and abs((half == 0).mean() - 0.5) < 0.01
     np.testing.assert_allclose(values[values > 0], 1 / 0.75, rtol=1e-6)
     for shift in (1, 2, 3, 4):  # neighbours share a random word
@@ -92,22 +92,22 @@ def test_dropout_keeps_the_mean_and_drops_the_share(graph):
 @pytest.mark.parametrize("drop_prob", [0.0005, 0.1, 0.999])
 def test_dropout_drops_shares_that_no_byte_has_over_many_steps(graph, drop_prob):
     step = tf.placeholder(tf.int32, ())
-    walk = nn.Walk("train", step, drop_prob=drop_prob)
-    with walk.network("net"):
-        is_0 = tf.equal(walk.activate(tf.ones((100, 1000))), 0)
+    pass_ = nn.Pass("train", step, drop_prob=drop_prob)
+    with pass_.network("net"):
+        is_0 = tf.equal(pass_.dropout.elu(tf.ones((100, 1000))), 0)
     with tf.Session() as session:
         shares = [session.run(is_0, {step: i}).mean() for i in range(300)]
-        scale = session.run(walk.kept_scale)
+        scale = session.run(pass_.dropout.scale)
     expected = min(drop_prob, 255 / 256)
     assert abs(np.mean(shares) - expected) < 3 / 256 * 0.5 / 300**0.5 + 1e-4 and abs(scale * (1 - expected) - 1) < 1e-5
     assert np.ptp(shares) < 0.02
 
 
 def test_the_gradient_of_dropout_is_that_of_what_it_computes(graph):
-    walk = nn.Walk("train", drop_prob=0.25)
+    pass_ = nn.Pass("train", drop_prob=0.25)
     x = tf.constant(np.linspace(-2, 2, 1000), tf.float32)
-    with walk.network("net"):
-        y = walk.activate(x)
+    with pass_.network("net"):
+        y = pass_.dropout.elu(x)
     gradient, = tf.gradients(tf.reduce_sum(y * y), x)
     with tf.Session() as session:
         x, y, gradient = session.run((x, y, gradient))
@@ -118,13 +118,13 @@ def test_the_gradient_of_dropout_is_that_of_what_it_computes(graph):
 
 
 def test_a_residual_block_with_dropout_has_the_mean_of_one_without(graph):
-    walk = nn.Walk("train", drop_prob=0.25)
+    pass_ = nn.Pass("train", drop_prob=0.25)
     x = np.random.RandomState(0).normal(size=(1, 2, 2, 64))
-    with walk.network("net"):
-        y = nn.residual_block(walk, tf.constant(np.tile(x, (4000, 1, 1, 1)), tf.float32)) - x
+    with pass_.network("net"):
+        y = nn.residual_block(pass_, tf.constant(np.tile(x, (4000, 1, 1, 1)), tf.float32)) - x
     with tf.Session() as session:
         session.run(tf.global_variables_initializer())
-        dropped, whole = session.run(y), session.run(y, {walk.drop_prob: 0.0})
+        dropped, whole = session.run(y), session.run(y, {pass_.drop_prob: 0.0})
     assert np.abs(dropped.mean(axis=0) - whole[0]).max() < 0.05 * whole.std() and dropped.std(axis=0).min() > 0.1 * whole.std()
 
 
@@ -133,7 +133,7 @@ def test_convolutions_of_small_maps_are_convolutions(graph, h, w):
     random = np.random.RandomState(0)
     x, kernel, weights = (tf.constant(random.normal(size=shape), tf.float32)
                           for shape in ((2, h, w, 5), (3, 3, 5, 4), (2, h, w, 4)))
-    needed = nn._centre(kernel) if h == w == 1 else kernel
+    needed = kernel[1:2, 1:2] if h == w == 1 else kernel
     results = []
     for y in (nn._conv(x, needed, tf.zeros((4,)), 1), tf.nn.conv2d(x, kernel, strides=[1, 1, 1, 1], padding="SAME")):
         results.append([y] + tf.gradients(tf.reduce_sum(weights * y), [x, kernel]))
@@ -143,15 +143,15 @@ def test_convolutions_of_small_maps_are_convolutions(graph, h, w):
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("shape, needed", [((3, 3, 5, 4), tf.identity), ((6, 4), tf.identity), ((3, 3, 5, 4), nn._centre)])
-def test_the_gradient_of_normalised_kernels_is_tensorflows_own(graph, shape, needed):
+@pytest.mark.parametrize("shape", [(3, 3, 5, 4), (6, 4)])
+def test_the_gradient_of_weight_normalisation_is_tensorflows_own(graph, shape):
     random = np.random.RandomState(0)
     V = tf.constant(random.normal(size=shape), tf.float32)
     g = tf.constant(random.uniform(0.5, 2, shape[-1]), tf.float32)
-    plain = needed(g * V / tf.sqrt(tf.reduce_sum(tf.square(V), axis=list(range(len(shape) - 1)))))
-    weights = tf.constant(random.normal(size=plain.shape.as_list()), tf.float32)
-    results = [[kernel] + tf.gradients(tf.reduce_sum(weights * kernel), [V, g])
-               for kernel in (nn._normalised_kernel(V, g, needed), plain)]
+    plain = g / tf.sqrt(tf.reduce_sum(tf.square(V), axis=list(range(len(shape) - 1))))
+    weights = tf.constant(random.normal(size=shape), tf.float32)
+    results = [[V * scale] + tf.gradients(tf.reduce_sum(weights * V * scale), [V, g])
+               for scale in (nn._over_norm(g, V), plain)]
     with tf.Session() as session:
         for found, expected in zip(*session.run(results)):
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
@@ -160,10 +160,10 @@ def test_the_gradient_of_normalised_kernels_is_tensorflows_own(graph, shape, nee
 @pytest.mark.parametrize("layer, h, w", [(nn.nin, 3, 2)] + [(nn.conv2d, h, w) for h, w in ((1, 1), (2, 2), (1, 2), (2, 1), (4, 3))])
 def test_layers_are_weight_normalised_convolutions(graph, layer, h, w):
     random = np.random.RandomState(0)
-    walk = nn.Walk("train")
+    pass_ = nn.Pass("train")
     x, weights = (tf.constant(random.normal(size=(2, h, w, c)), tf.float32) for c in (5, 4))
-    with walk.network("net"):
-        y = layer(walk, x, 4)
+    with pass_.network("net"):
+        y = layer(pass_, x, 4)
     variables = tf.trainable_variables()
     V, g, b = variables
     kernel = V if layer is nn.conv2d else tf.reshape(V, (1, 1, 5, 4))
@@ -180,29 +180,29 @@ def test_layers_are_weight_normalised_convolutions(graph, layer, h, w):
 
 
 def test_dropout_and_noise_can_be_fed_away(graph):
-    walk = nn.Walk("train", drop_prob=0.25)
-    with walk.network("net"):
-        fetches = walk.activate(tf.ones((1000,))), walk.normal(tf.ones((1000,)))
+    pass_ = nn.Pass("train", drop_prob=0.25)
+    with pass_.network("net"):
+        fetches = pass_.dropout.elu(tf.ones((1000,))), pass_.normal(tf.ones((1000,)))
     with tf.Session() as session:
-        activations, noise = session.run(fetches, {walk.drop_prob: 0.0, walk.noise: 0.0})
+        activations, noise = session.run(fetches, {pass_.drop_prob: 0.0, pass_.noise: 0.0})
     assert (activations == 1).all() and (noise == 0).all()
 
 
-def test_the_noise_of_parts_is_that_of_the_whole():
+def test_the_noise_of_workers_is_that_of_one_batch_of_all():
     def noise(n, **settings):
         with tf.Graph().as_default(), tf.Session() as session:
-            walk = nn.Walk("train", 7, **settings)
-            with walk.network("net"):
-                return session.run(walk.normal(tf.zeros((n, 5))))
-    parts = np.concatenate([noise(2, part=(i, 3)) for i in range(3)])
-    np.testing.assert_array_equal(parts, noise(6))
+            pass_ = nn.Pass("train", 7, **settings)
+            with pass_.network("net"):
+                return session.run(pass_.normal(tf.zeros((n, 5))))
+    of_workers = np.concatenate([noise(2, worker=i, n_workers=3) for i in range(3)])
+    np.testing.assert_array_equal(of_workers, noise(6))
 
 
 def test_no_dropout_adds_no_operation(graph):
-    walk = nn.Walk("train")
-    x = tf.ones((3,))
-    with walk.network("net"):
-        assert walk.activate(x).op.type == "Elu" and walk.activate(x).op.inputs[0] is x
+    pass_ = nn.Pass("train")
+    with pass_.network("net"):
+        nn.elu_conv2d(pass_, tf.ones((1, 4, 4, 3)), 3)
+    assert pass_.dropout is None and not [op for op in graph.get_operations() if "Random" in op.type and op.name.startswith("train/net/")]
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**31 - 1])

@@ -29,16 +29,17 @@ from common.errors import UserError, reason, shown
 from common.machine import has_gpu, session_options
 
 BEAT = 2.0  # seconds between two signs of life
-SILENCE = 30.0  # seconds without one after which a worker is given up
-PATIENCE = 600.0  # seconds that workers may start apart from one another
+SILENCE = 30  # seconds without one after which a worker is given up
+PATIENCE = 600  # seconds that workers may start apart from one another
 ALIVE, DONE = b".", b"!"
 LOST = 3  # exit code of a worker that lost another
+OWN_ERRORS = (tf.errors.ResourceExhaustedError, tf.errors.InvalidArgumentError)  # not from another worker's end
 
 
 class Alone:
     """The cluster of one worker."""
 
-    size, number = 1, 0
+    worker, n_workers = 0, 1
 
     def device(self):
         """A context in which operations are placed on this worker."""
@@ -52,55 +53,68 @@ class Alone:
         """Worker 0's values of float32 tensors, where they can differ."""
         return []
 
-    def explain(self, error):
+    def raise_if_lost(self, error):
         """Raises UserError where an error of TensorFlow's comes from another worker's end."""
+
+    def note_loss_with(self, note):
+        """Has note(line) called before this process ends because another worker was lost."""
 
     def leave(self):
         """Says good-bye, so that the others do not miss this worker."""
 
 
-class Cluster:
-    """One of several workers: number out of size. target, options: of its sessions."""
+ALONE = Alone()
 
-    def __init__(self, addresses, number, config):
-        self.size, self.number = len(addresses), number
+
+class Cluster:
+    """One of several workers. worker: its number, out of n_workers. target, options: of its sessions."""
+
+    def __init__(self, addresses, worker, config):
+        self.worker, self.n_workers = worker, len(addresses)
         self.options = session_options(config)
         self.options.experimental.collective_group_leader = "/job:worker/replica:0/task:0"
-        self.options.device_filters.append(f"/job:worker/task:{number}")
+        self.options.device_filters.append(f"/job:worker/task:{worker}")
         try:
             with quiet_stderr():
-                server = tf.train.Server({"worker": addresses}, "worker", number, config=self.options)
+                server = tf.train.Server({"worker": addresses}, "worker", worker, config=self.options)
         except tf.errors.OpError as error:
-            raise UserError(f"TF_CONFIG: worker {number} cannot serve at {addresses[number]}: {error.message}")
+            raise UserError(f"TF_CONFIG: worker {worker} cannot serve at {addresses[worker]}: {error.message}")
         self._server = server
         self.target = server.target
         self._instances = 0
-        self._pulse = Pulse(addresses, number)
+        self._pulse = Pulse(addresses, worker)
 
     def device(self):
-        return tf.device("/job:worker/replica:0/task:{}/device:{}:0".format(self.number, "GPU" if has_gpu() else "CPU"))
+        kind = "GPU" if has_gpu() else "CPU"
+        return tf.device(f"/job:worker/replica:0/task:{self.worker}/device:{kind}:0")
 
     def average(self, tensors):
         return self._reduce(tensors, "Div")
 
     def from_worker_0(self, tensors):
         """Worker 0's values of float32 tensors."""
-        return self._reduce(tensors if self.number == 0 else [tf.zeros_like(tensor) for tensor in tensors], "Id")
+        return self._reduce(tensors if self.worker == 0 else [tf.zeros_like(tensor) for tensor in tensors], "Id")
 
     def _reduce(self, tensors, final_op):
-        """Sums over workers, divided by their number or not: of one long tensor, which is faster than many, and needs no
-        agreement on their order.
+        """Sums over workers (final_op "Id") or means ("Div").
+
+        Sums one long tensor, which is faster than many and needs no agreement on their order.
         """
         self._instances += 1
         flat = tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], axis=0)
-        flat = tf.raw_ops.CollectiveReduce(input=flat, group_size=self.size, group_key=1, instance_key=self._instances,
+        flat = tf.raw_ops.CollectiveReduce(input=flat, group_size=self.n_workers, group_key=1, instance_key=self._instances,
                                            merge_op="Add", final_op=final_op, subdiv_offsets=[0])
         sizes = [tensor.shape.num_elements() for tensor in tensors]
         return [tf.reshape(part, tensor.shape) for part, tensor in zip(tf.split(flat, sizes), tensors)]
 
-    def explain(self, error):
+    def raise_if_lost(self, error):
+        if isinstance(error, OWN_ERRORS):
+            return
         time.sleep(2 * BEAT)  # for the pulse to find out who is gone, and to end this process
-        raise UserError(f"worker {self.number}: averaging with the others failed: {reason(error)}")
+        raise UserError(f"worker {self.worker}: averaging with the others failed: {reason(error)}")
+
+    def note_loss_with(self, note):
+        self._pulse.note = note
 
     def leave(self):
         self._pulse.leave()
@@ -108,12 +122,12 @@ class Cluster:
 
 def join_cluster(config):
     """The cluster that TF_CONFIG describes, joined once all its workers are there; Alone without it. Raises UserError."""
-    addresses, number = read_tf_config(os.environ.get("TF_CONFIG", ""))
-    return Cluster(addresses, number, config) if len(addresses) > 1 else Alone()
+    addresses, worker = read_tf_config(os.environ.get("TF_CONFIG", ""))
+    return Cluster(addresses, worker, config) if len(addresses) > 1 else ALONE
 
 
 def read_tf_config(text):
-    """(addresses of all workers, this one's number) out of TF_CONFIG's text. Raises UserError."""
+    """(addresses of all workers, the number of this one) out of TF_CONFIG's text. Raises UserError."""
     def refuse(expected):
         raise UserError(f"TF_CONFIG: found {shown(text)}, expected {expected}")
 
@@ -124,7 +138,7 @@ def read_tf_config(text):
         cluster, task = data.get("cluster") or {}, data.get("task") or {}
         chiefs = list(cluster.get("chief") or cluster.get("master") or [])
         workers = list(cluster.get("worker") or [])
-        kind, number = task.get("type", "worker"), int(task.get("index", 0))
+        kind, worker = task.get("type", "worker"), int(task.get("index", 0))
     except (AttributeError, TypeError, ValueError, RecursionError):
         refuse('JSON like {"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}')
     addresses = chiefs + workers
@@ -132,39 +146,39 @@ def read_tf_config(text):
         return [], 0
     if kind not in ("chief", "master", "worker") or set(cluster) - {"chief", "master", "worker"}:
         refuse("chief and worker only, as gradients are averaged without parameter servers and evaluators")
-    number += len(chiefs) if kind == "worker" else 0
-    if not 0 <= number < len(addresses) or kind != "worker" and number >= len(chiefs):
+    n_of_kind = len(workers) if kind == "worker" else len(chiefs)
+    if not 0 <= worker < n_of_kind:
         refuse("a task that is in the cluster")
+    worker += len(chiefs) if kind == "worker" else 0
     for address in addresses:
         host, _, port = address.rpartition(":") if isinstance(address, str) else ("", "", "")
         if not host or not port.isdigit() or not 0 < int(port) < 65535:
             refuse("addresses like host:2222")
-    return addresses, number
+    return addresses, worker
 
 
 class Pulse:
     """Signs of life between worker 0 and each other worker, in threads.
 
     A process whose partner is silent or gone ends itself, with a line that says so: its own training may be waiting for that
-    partner within TensorFlow, where no exception reaches it.
+    partner within TensorFlow, where no exception reaches it. note(line), where there is one, is told before.
     """
 
-    def __init__(self, addresses, number):
+    def __init__(self, addresses, worker):
+        self.note = None
         self._addresses = addresses
         self._done = threading.Event()
         host, _, port = addresses[0].rpartition(":")
-        meet = self._wait_for_all if number == 0 else self._find_worker_0
+        port = int(port) + 1
+        meet, aim = (self._wait_for_all, "listen for the others") if worker == 0 else (self._find_worker_0, "reach worker 0")
         try:
-            self._connections = meet(host.strip("[]"), int(port) + 1, number)
+            self._connections = meet(host.strip("[]"), port, worker)
         except OSError as error:
-            raise UserError("worker {} cannot {} at {}:{}: {}".format(
-                number, "listen for the others" if number == 0 else "reach worker 0", host, int(port) + 1, error))
+            raise UserError(f"worker {worker} cannot {aim} at {host}:{port}: {error}")
         for other, connection in self._connections.items():
             connection.settimeout(SILENCE)
             for act in (self._beat, self._listen):
-                thread = threading.Thread(target=act, args=(other, connection))
-                thread.daemon = True
-                thread.start()
+                threading.Thread(target=act, args=(other, connection), daemon=True).start()
 
     def leave(self):
         self._done.set()
@@ -174,7 +188,7 @@ class Pulse:
             except OSError:
                 pass  # it left before
 
-    def _wait_for_all(self, host, port, number):
+    def _wait_for_all(self, host, port, worker):
         connections = {}
         listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         with contextlib.closing(listener):
@@ -193,16 +207,16 @@ class Pulse:
                     connections[other] = connection
                 except socket.timeout:
                     if time.time() >= end:
-                        missing = sorted(set(range(1, len(self._addresses))) - set(connections))
-                        raise UserError("worker%s %s did not start within %d s" % (
-                            "s"[:len(missing) > 1], ", ".join("%d (%s)" % (i, self._addresses[i]) for i in missing), PATIENCE))
+                        missing = [f"worker {i} ({address})" for i, address in enumerate(self._addresses)
+                                   if i > 0 and i not in connections]
+                        raise UserError(f"{' and '.join(missing)} did not start within {PATIENCE} s")
                 except (ValueError, ConnectionError):
                     connection.close()  # a stranger
             for connection in connections.values():
                 connection.sendall(ALIVE)  # all are there
         return connections
 
-    def _find_worker_0(self, host, port, number):
+    def _find_worker_0(self, host, port, worker):
         end = time.time() + PATIENCE
         while True:
             try:
@@ -214,7 +228,7 @@ class Pulse:
                 if time.time() >= end:
                     raise
                 time.sleep(0.2)
-        connection.sendall(b"%d" % number)
+        connection.sendall(b"%d" % worker)
         connection.settimeout(max(1.0, end - time.time()))
         if connection.recv(1) != ALIVE:
             raise OSError("it ended before all workers were there")
@@ -228,22 +242,27 @@ class Pulse:
                 return  # _listen will notice
 
     def _listen(self, other, connection):
-        what = "hangs: no sign of life for %d s" % SILENCE
+        what = "has ended"
         try:
-            while True:
+            received = ALIVE
+            while received and DONE not in received:
                 received = connection.recv(64)
-                if DONE in received:
-                    return
-                if not received:
-                    what = "has ended"
-                    break
+            if DONE in received:
+                return
         except socket.timeout:
-            pass
+            what = f"hangs: no sign of life for {SILENCE} s"
         except OSError:
-            what = "has ended"
-        if not self._done.wait(1):
-            # A worker that ends for a reason of its own says so; this one only follows.
-            sys.stderr.write(f"error: worker {other} ({self._addresses[other]}) {what}, and this one with it; the last checkpoint is whole, and the same "
-                             "command with --checkpoint goes on from it\n")
-            sys.stderr.flush()
+            pass  # a connection that breaks has ended, too
+        if not self._done.wait(1):  # a worker that ends for a reason of its own says so; this one only follows
+            self._end(f"worker {other} ({self._addresses[other]}) {what}, and this one with it; the last checkpoint is whole, "
+                      "and the same command with --checkpoint goes on from it")
+
+    def _end(self, line):
+        """Ends this process, whatever its other threads wait for."""
+        sys.stderr.write(f"error: {line}\n")
+        sys.stderr.flush()
+        try:
+            if self.note is not None:
+                self.note(f"ended by an error: {line}")
+        finally:
             os._exit(LOST)

@@ -1,4 +1,5 @@
 """Configurations: YAML files whose every key is known, present and of the right type and range."""
+import argparse
 import difflib
 import os
 import re
@@ -72,8 +73,11 @@ KEYS = {
 }
 
 
-def load_config(path):
-    """The config at `path` as a dict with every key of KEYS. Raises UserError with one line on the first fault."""
+def load_config(path, settings=None):
+    """The config at `path` as a dict with every key of KEYS; settings, {key: value} of --set, replace what the file says.
+
+    Raises UserError with one line on the first fault.
+    """
     if not os.path.isfile(path):
         raise UserError(f"--config: there is no file {path}")
     try:
@@ -88,66 +92,88 @@ def load_config(path):
     except Exception as error:  # besides its own, PyYAML lets out what Python raises on odd scalars
         raise UserError(f"{path}: is not YAML: {reason(error)}")
     if not isinstance(given, dict):
-        raise UserError("{}: expected a mapping of keys to values, found {}".format(path, "nothing" if given is None else type(given).__name__))
-    return check_config(path, given)
+        found = "nothing" if given is None else type(given).__name__
+        raise UserError(f"{path}: expected a mapping of keys to values, found {found}")
+    return check_config(path, given, settings or {})
 
 
-def check_config(path, given):
-    """The config with every key of KEYS, of those given; path is where they are from. Raises UserError on the first fault."""
+def setting(text):
+    """The type of the option --set: KEY=VALUE, the value in YAML, as the pair (key, value)."""
+    key, equals, value = text.partition("=")
+    if not key or not equals or len(text) > MAX_LENGTH:
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, found {shown(text)}")
+    try:
+        return key.strip(), yaml.load(value, Loader=_Loader)
+    except Exception as error:
+        raise argparse.ArgumentTypeError(f"{shown(text)}: the value is not YAML: {reason(error)}")
+
+
+def check_config(path, given, settings):
+    """The config with every key of KEYS out of `given`, which is from the file `path`, and settings, which are from --set.
+
+    Raises UserError on the first fault.
+    """
+    given = dict(given, **settings)
     config = {}
     for key in given:
         if key not in KEYS:
-            close = difflib.get_close_matches(shown(key), list(KEYS), n=1)
-            raise UserError("{}: unknown key {}: {}; {}".format(
-                path, shown(key), shown(given[key]),
-                f"did you mean {close[0]}?" if close else "expected one of " + ", ".join(sorted(KEYS))))
+            raise UserError(f"{_origin(key, path, settings)}: unknown key {shown(key)}: {shown(given[key])}; "
+                            f"{_close(key, KEYS) or 'expected one of ' + ', '.join(sorted(KEYS))}")
     for key, rule in KEYS.items():
         value = given.get(key, rule.default)
         if key not in given and value is None:
             raise UserError(f"{path}: missing key {key}: found nothing, expected {rule.kind}")
         if not rule.fits(value):
-            raise UserError(f"{path}: {key}: {shown(value)}: expected {rule.kind}")
+            raise UserError(f"{_origin(key, path, settings)}: {key}: {shown(value)}: expected {rule.kind}")
         config[key] = value
-    _check_together(path, config)
+    for key, expected in _contradictions(config):
+        raise UserError(f"{_origin(key, path, settings)}: {key}: {shown(config[key])}: expected {expected}")
     return config
 
 
-def _check_together(path, config):
-    """The rules that tie keys together."""
-    def refuse(key, expected):
-        raise UserError(f"{path}: {key}: {shown(config[key])}: expected {expected}")
+def _origin(key, path, settings):
+    return "--set" if key in settings else path
 
-    layers = config["feature_layers"]
+
+def _close(name, names):
+    """A hint where a name is close to one that is known, or nothing."""
+    close = difflib.get_close_matches(shown(name), list(names), n=1)
+    return f"did you mean {close[0]}?" if close else ""
+
+
+def _contradictions(config):
+    """(key, what was expected) for each rule that ties keys together and does not hold."""
+    size, layers = config["spatial_size"], config["feature_layers"]
     for layer in layers:
         if layer not in LAYERS:
-            close = difflib.get_close_matches(shown(layer), LAYERS, n=1)
-            refuse("feature_layers", "layers of VGG19, and {} is none{}".format(
-                shown(layer), f"; did you mean {close[0]}?" if close else ""))
-        if config["spatial_size"] < smallest_picture(layer):
-            refuse("feature_layers", "layers that pictures of spatial_size {} reach, and {} is too deep".format(config["spatial_size"], layer))
+            hint = _close(layer, LAYERS)
+            yield "feature_layers", f"layers of VGG19, and {shown(layer)} is none{'; ' + hint if hint else ''}"
+        elif size < smallest_picture(layer):
+            yield "feature_layers", f"layers that pictures of spatial_size {size} reach, and {layer} is too deep"
     for key in ("feature_weights", "gram_weights"):
         if len(config[key]) != len(layers):
-            refuse(key, f"as many as feature_layers, {len(layers)}, found {len(config[key])}")
+            yield key, f"as many as feature_layers, {len(layers)}, found {len(config[key])}"
     if not any(config["feature_weights"] + config["gram_weights"]):
-        refuse("feature_weights", "one weight or Gram weight above 0 at least, or nothing would be learnt")
+        yield "feature_weights", "one weight or Gram weight above 0 at least, or nothing would be learnt"
     if config["lr_decay_begin"] >= config["lr_decay_end"]:
-        refuse("lr_decay_begin", "less than lr_decay_end, {}".format(config["lr_decay_end"]))
+        yield "lr_decay_begin", f"less than lr_decay_end, {config['lr_decay_end']}"
+    if config["n_filters"] > config["max_filters"]:
+        yield "n_filters", f"at most max_filters, {config['max_filters']}"
 
     # Two latent scales, the coarsest of part crops and stick figure alike.
-    log_size = config["spatial_size"].bit_length() - 1
-    most = log_size - 1
-    if config["bottleneck_factor"] > most:
-        refuse("bottleneck_factor", "at most {} for spatial_size {}".format(most, config["spatial_size"]))
-    most = log_size - 1 - config["bottleneck_factor"]
-    if config["box_factor"] > most:
-        refuse("box_factor", "at most {} for spatial_size {} and bottleneck_factor {}".format(most, config["spatial_size"], config["bottleneck_factor"]))
-    if config["n_filters"] > config["max_filters"]:
-        refuse("n_filters", "at most max_filters, {}".format(config["max_filters"]))
-    if config["box_factor"] == most and config["n_filters"] * 2**config["box_factor"] > config["max_filters"]:
+    max_bottleneck = size.bit_length() - 2
+    bottleneck, box_factor = config["bottleneck_factor"], config["box_factor"]
+    if bottleneck > max_bottleneck:
+        yield "bottleneck_factor", f"at most {max_bottleneck} for spatial_size {size}"
+    max_box_factor = max_bottleneck - bottleneck
+    sizes = f"spatial_size {size} and bottleneck_factor {bottleneck}"
+    if box_factor > max_box_factor:
+        yield "box_factor", f"at most {max_box_factor} for {sizes}"
+    crop_filters = config["n_filters"] * 2**min(box_factor, max_box_factor)
+    if box_factor == max_box_factor and crop_filters > config["max_filters"]:
         # The crops' first scale, which max_filters does not bound, would be a latent scale of more channels than the
         # stick figure's there.
-        refuse("box_factor", "at most {} for spatial_size {} and bottleneck_factor {}, or max_filters of {}".format(most - 1, config["spatial_size"], config["bottleneck_factor"],
-                  config["n_filters"] * 2**config["box_factor"]))
+        yield "box_factor", f"at most {max_box_factor - 1} for {sizes}, or max_filters of {crop_filters}"
 
 
 def dump_config(config):

@@ -1,4 +1,6 @@
-"""The static graphs: one that trains, and in it or alone one that makes pictures."""
+"""The static graphs: one that trains, and in it or alone one that renders."""
+import collections
+
 import numpy as np
 import tensorflow.compat.v1 as tf
 
@@ -6,8 +8,8 @@ from batches import Examples, to_float
 from common.machine import has_gpu
 from deeploss import PerceptualLoss
 from models import VUNet, kl_divergence
-from nn import Walk
-from training.cluster import Alone
+from nn import Pass
+from training.cluster import ALONE
 
 ADAM_BETA1, ADAM_BETA2 = 0.5, 0.9
 KL_WEIGHT_BEGIN = 1e-6
@@ -15,60 +17,64 @@ KL_WEIGHT_BEGIN = 1e-6
 
 def make_network(config):
     """The VU-Net of a config."""
-    return VUNet(config["spatial_size"], config["box_factor"], config["bottleneck_factor"], config["n_filters"],
-                 config["max_filters"])
+    return VUNet(config["spatial_size"], config["box_factor"], config["bottleneck_factor"],
+                 n_filters=config["n_filters"], max_filters=config["max_filters"])
 
 
 class TrainingGraph:
-    """Everything a training needs in the graph; after it is built nothing is added.
+    """Everything that a training needs in the graph; after it is built nothing is added.
+
+    One copy of the network serves training, validation and rendering; the latter two feed dropout 0, noise 0 and their own
+    batch. Building another copy would take as long as many steps.
 
     config: as from load_config. batch: Examples, a batch of the pipeline. shapes: Examples of the shapes of one image.
     vgg_weights: arrays as from deeploss.load_weights. cluster: the workers whose gradients are averaged.
 
-    The networks are there once for training and, with dropout and noise fed as 0 and other batches in the place of the
-    pipeline's, for validation and pictures: building them anew for each would take as long as many steps.
+    scalars: what a step logs, by name. update: the op that takes a step. stop: a scalar to feed, above 0 where this worker was
+    told to stop; stopping: whether any was. rendering: RenderingTensors.
     """
 
-    def __init__(self, config, batch, shapes, vgg_weights, cluster=Alone()):
+    def __init__(self, config, batch, shapes, vgg_weights, cluster=ALONE):
         net, seed, self.cluster = make_network(config), config["seed"], cluster
         with tf.variable_scope(tf.get_variable_scope(), use_resource=True):
-            self.step = tf.get_variable("global_step", (), tf.int32, initializer=tf.zeros_initializer(),
-                                        trainable=False)
+            self.step = tf.get_variable("global_step", (), tf.int32, initializer=tf.zeros_initializer(), trainable=False)
         step = tf.identity(self.step)  # one reading, so that all see the step before the update
         self.learning_rate = learning_rate(step, config)
         self.kl_weight = kl_weight(step, config)
-        loss = PerceptualLoss(vgg_weights, config["feature_layers"], config["feature_weights"],
-                              config["gram_weights"])
+        perceptual_loss = PerceptualLoss(vgg_weights, config["feature_layers"], config["feature_weights"], config["gram_weights"])
 
         self.init_batch = placeholders(shapes)
-        walk = Walk("initialise", seed=seed, drop_prob=config["drop_prob"], initialising=True)
+        init_pass = Pass("initialise", seed=seed, drop_prob=config["drop_prob"], initialising=True)
         inputs = to_float(self.init_batch)
-        net.initialise(walk, inputs.stick, inputs.parts)
-        self._initialise_from_data = tf.group(*walk.assignments)
+        net.initialise(init_pass, inputs.stick, inputs.parts)
+        self._initialise_from_data = tf.group(*init_pass.assignments)
 
         self.batch = batch
         inputs = to_float(batch)
-        walk = Walk("train", step, seed, config["drop_prob"], part=(cluster.number, cluster.size))
-        decoded, posterior = net.train(walk, inputs.stick, inputs.parts)
-        total, self.scalars = self._losses(inputs.image, decoded, posterior, loss)
+        train_pass = Pass("train", step, seed, config["drop_prob"], worker=cluster.worker, n_workers=cluster.n_workers)
+        decoded, posterior = net.train(train_pass, inputs.stick, inputs.parts)
+        loss, self.scalars = self._losses(inputs.image, decoded, posterior, perceptual_loss)
         self._eval_fetches = dict(self.scalars), decoded.picture, list(posterior.means)
-        self._without_dropout = {walk.drop_prob: 0.0}
+        self._without_dropout = {train_pass.drop_prob: 0.0}
         self.scalars["global_step"] = step
         self.model_variables = tf.trainable_variables()
         self.stop = tf.placeholder_with_default(0.0, ())
-        self.update, self.stopping = self._adam(config, total)
+        self.update, self.stopping = self._adam(config, loss)
 
         sample_number = tf.placeholder_with_default(0, ())
-        samples = net.sample(Walk("sample", sample_number, seed), inputs.stick)
-        self.renderer = Renderer(batch, posterior.means, posterior.samples, decoded.picture, samples, sample_number,
-                                 {walk.noise: 0.0, walk.drop_prob: 0.0})
+        samples = net.sample(Pass("sample", sample_number, seed), inputs.stick)
+        self.rendering = RenderingTensors(
+            batch, posterior.means, posterior.samples, decoded.picture, samples, sample_number,
+            deterministic={train_pass.noise: 0.0, train_pass.drop_prob: 0.0})
+        self._set_up_start(perceptual_loss)
 
-        self._start = [tf.global_variables_initializer(), loss.load_op]
-        self._start_feed = loss.load_feed
+    def _set_up_start(self, perceptual_loss):
+        self._start = [tf.global_variables_initializer(), perceptual_loss.load_op]
+        self._start_feed = perceptual_loss.load_feed
         self._restart_schedule = self.step.assign(0)
         saved = self.saved_variables()
-        values = cluster.from_worker_0([tf.cast(variable, tf.float32) for variable in saved])
-        self._synchronise = [variable.assign(tf.cast(value, variable.dtype.base_dtype))
+        values = self.cluster.from_worker_0([tf.cast(variable, tf.float32) for variable in saved])
+        self._synchronise = [variable.assign(tf.cast(value, variable.dtype.base_dtype)).op
                              for variable, value in zip(saved, values)]
 
     def start(self, session):
@@ -85,13 +91,13 @@ class TrainingGraph:
         session.run(self._restart_schedule)
 
     def synchronise(self, session):
-        """Worker 0's weights, moments and step for all workers; waits for all of them."""
+        """Gives all workers worker 0's weights, moments and step; waits for all of them."""
         if self._synchronise:
-            session.run([variable.op for variable in self._synchronise])
+            session.run(self._synchronise)
 
     def evaluate(self, session, examples):
-        """Losses without dropout (floats by name), reconstructions (N, S, S, 3) and posterior means (one array (N, h, w, c)
-        per latent scale) of a batch of uint8 Examples.
+        """A batch of uint8 Examples without dropout: its losses (floats by name), reconstructions (N, S, S, 3) and posterior
+        means (one array (N, h, w, c) per latent scale).
         """
         return session.run(self._eval_fetches, {**feed(self.batch, examples), **self._without_dropout})
 
@@ -105,13 +111,13 @@ class TrainingGraph:
         kl_losses = kl_divergence(posterior.means, decoded.prior_means)
         kl_loss = tf.add_n(kl_losses)
         # The negative bound of equation 5; the KL term is a cost (the sign in equations 3 to 5 is a misprint).
-        total = terms.likelihood_loss + self.kl_weight * kl_loss
-        scalars = {"loss": total, "likelihood_loss": terms.likelihood_loss, "kl_loss": kl_loss,
+        loss = terms.likelihood_loss + self.kl_weight * kl_loss
+        scalars = {"loss": loss, "likelihood_loss": terms.likelihood_loss, "kl_loss": kl_loss,
                    "kl_weight": self.kl_weight, "learning_rate": self.learning_rate}
         scalars.update({f"kl_loss_{k}": value for k, value in enumerate(kl_losses)})
         scalars.update({f"vgg_loss_{k}": value for k, value in enumerate(terms.feature_losses)})
         scalars.update({f"gram_loss_{k}": value for k, value in enumerate(terms.gram_losses)})
-        return total, scalars
+        return loss, scalars
 
     def _adam(self, config, loss):
         """(the update, whether any worker was told to stop)."""
@@ -132,62 +138,74 @@ class TrainingGraph:
             return self.step.assign_add(1).op, stopping
 
 
-class Renderer:
-    """Pictures from appearances and poses: works on uint8 Examples of any number, a batch at a time, the last filled up.
+# ---------------------------------------------------------------------------------------------- rendering
 
-    inputs: Examples of the uint8 tensors (batch_size, ...) that are fed. means: posterior means. latents: the tensors that
-    the decoder reads as the appearance, fed as well. picture, samples: of given latents and from the prior, of which
-    `sample_number` chooses one. quiet: what else is fed, so that nothing but the prior is random. size: S.
-    """
+RenderingTensors = collections.namedtuple(
+    "RenderingTensors", "inputs means latents picture samples sample_number deterministic")
+RenderingTensors.__doc__ = """What a Renderer feeds and fetches.
 
-    def __init__(self, inputs, means, latents, picture, samples, sample_number, quiet):
-        self._inputs, self._means, self._latents = inputs, means, latents
-        self._picture, self._samples, self._sample_number, self._quiet = picture, samples, sample_number, quiet
-        self.batch_size, self.size = inputs.stick.shape.as_list()[:2]
-
-    def encode(self, session, parts, has_part):
-        """Posterior means of part crops (n, s, s, 24), one array per latent scale."""
-        return self._run(session, self._means, [self._inputs.parts, self._inputs.has_part], [parts, has_part])
-
-    def render(self, session, latents, stick):
-        """Pictures (n, S, S, 3) of n appearances in n poses."""
-        return self._run(session, [self._picture], [self._inputs.stick] + self._latents, [stick] + list(latents))[0]
-
-    def render_one(self, session, latents, stick):
-        """Pictures (n, S, S, 3) of one appearance, latents (1, h, w, c), in n poses."""
-        return self.render(session, [np.repeat(z, len(stick), axis=0) for z in latents], stick)
-
-    def sample(self, session, stick, number=0):
-        """Pictures (n, S, S, 3) of these poses in appearances from the prior; another number gives others."""
-        return self._run(session, [self._samples], [self._inputs.stick], [stick], number)[0]
-
-    def transfers(self, session, appearances, poses):
-        """Every appearance (n Examples) in every pose (m Examples): (n, m, S, S, 3)."""
-        latents = self.encode(session, appearances.parts, appearances.has_part)
-        return np.stack([self.render_one(session, [z[i:i + 1] for z in latents], poses.stick)
-                         for i in range(len(appearances.parts))])
-
-    def _run(self, session, fetches, tensors, arrays, number=0):
-        """The fetches, arrays (n, ...), with the arrays (n, ...) fed to the tensors (batch_size, ...)."""
-        n, size = len(arrays[0]), int(tensors[0].shape[0])
-        chunks = []
-        for i, start in enumerate(range(0, n, size)):
-            chunk = [np.take(array, np.arange(start, start + size), axis=0, mode="clip") for array in arrays]
-            chunks.append(session.run(fetches, {**feed(tensors, chunk), **self._quiet, self._sample_number: number + i}))
-        return [np.concatenate(parts)[:n] for parts in zip(*chunks)]
+inputs: Examples of uint8 tensors (batch_size, ...). means: posterior means, one per latent scale. latents: what the decoder
+reads as the appearance, one per latent scale, fed too. picture: of given latents. samples: pictures with appearances from the
+prior; sample_number chooses which. deterministic: a feed_dict that leaves nothing but the prior random.
+"""
 
 
-def make_renderer(config, shapes):
-    """A Renderer in a graph of its own."""
+def make_rendering_tensors(config, shapes):
+    """RenderingTensors of a config, alone in the default graph. shapes: Examples of the shapes of one image."""
     net, seed = make_network(config), config["seed"]
     inputs = placeholders(shapes, config["batch_size"])
     pictures = to_float(inputs)
-    means = net.posterior_means(Walk("encode", seed=seed), pictures.parts)
+    means = net.posterior_means(Pass("encode", seed=seed), pictures.parts)
     latents = [tf.placeholder(tf.float32, mean.shape) for mean in means]
-    picture = net.transfer(Walk("transfer", seed=seed), pictures.stick, latents)
+    picture = net.transfer(Pass("transfer", seed=seed), pictures.stick, latents)
     sample_number = tf.placeholder_with_default(0, ())
-    samples = net.sample(Walk("sample", sample_number, seed), pictures.stick)
-    return Renderer(inputs, means, latents, picture, samples, sample_number, {})
+    samples = net.sample(Pass("sample", sample_number, seed), pictures.stick)
+    return RenderingTensors(inputs, means, latents, picture, samples, sample_number, deterministic={})
+
+
+class Renderer:
+    """Pictures from appearances and poses, with the weights in a session.
+
+    Works on uint8 Examples of any number, a batch at a time; the last batch is filled up. Latents are arrays (n, h, w, c), one
+    per latent scale. size: S, the side of a picture.
+    """
+
+    def __init__(self, tensors, session):
+        self._tensors, self._session = tensors, session
+        self.batch_size, self.size = tensors.inputs.stick.shape.as_list()[:2]
+
+    def encode(self, examples):
+        """Latents of n Examples: their posterior means."""
+        inputs = self._tensors.inputs
+        return self._run(self._tensors.means, [inputs.parts, inputs.has_part], [examples.parts, examples.has_part])
+
+    def render(self, latents, stick):
+        """Pictures (n, S, S, 3) of n appearances in n poses; of one appearance where latents are (1, h, w, c)."""
+        latents = [np.repeat(z, len(stick), axis=0) if len(z) == 1 else z for z in latents]
+        return self._run([self._tensors.picture], [self._tensors.inputs.stick] + list(self._tensors.latents), [stick] + latents)[0]
+
+    def transfer(self, appearances, stick):
+        """Pictures (n, S, S, 3) of n Examples, each in the pose of one of n stick figures."""
+        return self.render(self.encode(appearances), stick)
+
+    def transfers(self, appearances, stick):
+        """Every one of n Examples in every one of m poses: (n, m, S, S, 3)."""
+        latents = self.encode(appearances)
+        return np.stack([self.render([z[i:i + 1] for z in latents], stick) for i in range(len(latents[0]))])
+
+    def sample(self, stick, number=0):
+        """Pictures (n, S, S, 3) of these poses in appearances from the prior; another number gives others."""
+        return self._run([self._tensors.samples], [self._tensors.inputs.stick], [stick], number)[0]
+
+    def _run(self, fetches, tensors, arrays, number=0):
+        """The fetches, arrays (n, ...), with the arrays (n, ...) fed to the tensors (batch_size, ...)."""
+        n, size = len(arrays[0]), self.batch_size
+        chunks = []
+        for i, start in enumerate(range(0, n, size)):
+            chunk = [np.take(array, np.arange(start, start + size), axis=0, mode="clip") for array in arrays]
+            chunks.append(self._session.run(fetches, {
+                **feed(tensors, chunk), **self._tensors.deterministic, self._tensors.sample_number: number + i}))
+        return [np.concatenate(parts)[:n] for parts in zip(*chunks)]
 
 
 def placeholders(shapes, n=None):
@@ -199,6 +217,8 @@ def feed(tensors, arrays):
     """The feed_dict that puts arrays in the place of tensors; both may be Examples."""
     return dict(zip(tensors, arrays))
 
+
+# ---------------------------------------------------------------------------------------------- schedules
 
 def linear(step, begin, end, start, stop):
     """The straight line from (begin, start) to (end, stop), flat outside; a jump where begin >= end.

@@ -20,7 +20,10 @@ SOURCES = ("", "common", "dataset", "training", "inference", "tools")  # the fol
 
 
 class Run:
-    """A new folder <log_dir>/<date>T<time> for what one command leaves behind.
+    """A new folder <log_dir>/<date>T<time> for what one command leaves behind; log.txt says how the command ended.
+
+    with Run("log", config) as run:
+        run.say("training")
 
     Raises UserError, here and in every method, where the disk does not let it write.
     """
@@ -37,10 +40,23 @@ class Run:
         except (OSError, tf.errors.OpError) as error:
             raise self._cannot_write(error)
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        try:
+            if error is not None:
+                self.log(how_it_ended(error))
+            self._log.close()
+            self._events.close()
+        except (UserError, OSError, tf.errors.OpError):
+            if error is None:
+                raise  # else what went wrong before matters more
+
     def log(self, line):
         """Adds a line to log.txt."""
         try:
-            self._log.write("{} {}\n".format(time.strftime("%Y-%m-%d %H:%M:%S"), line))
+            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
             self._log.flush()
         except OSError as error:
             raise self._cannot_write(error)
@@ -76,8 +92,7 @@ class Run:
         """
         png = io.BytesIO()
         Image.fromarray(pixels).save(png, "PNG")
-        file_name = f"{name}.png" if step is None else "%s_%07d.png" % (name, step)
-        self.write(file_name, png.getvalue())
+        self.write(f"{name}.png" if step is None else f"{name}_{step:07}.png", png.getvalue())
         if step is not None:
             image = tf.Summary.Image(height=pixels.shape[0], width=pixels.shape[1], colorspace=3,
                                      encoded_image_string=png.getvalue())
@@ -100,11 +115,6 @@ class Run:
             raise self._cannot_write(error)
         return path
 
-    def close(self):
-        """Writes out what is still buffered."""
-        self._log.close()
-        self._events.close()
-
     def _add_summary(self, values, step):
         try:
             self._events.write(tf.Event(wall_time=time.time(), step=step, summary=tf.Summary(value=values)))
@@ -119,7 +129,7 @@ class _EventWriter:
     """TensorBoard's event file. tf.summary.FileWriter writes in a thread, where a full disk ends in a traceback."""
 
     def __init__(self, folder):
-        name = "events.out.tfevents.%010d.%s" % (time.time(), socket.gethostname())
+        name = f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}"
         self._records = tf.python_io.TFRecordWriter(os.path.join(folder, name))
         self.write(tf.Event(wall_time=time.time(), file_version="brain.Event:2"))
 
@@ -129,6 +139,13 @@ class _EventWriter:
 
     def close(self):
         self._records.close()
+
+
+def how_it_ended(error):
+    """The line of log.txt for the exception that ended a command."""
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        return "interrupted"
+    return f"ended by an error: {reason(error)}"
 
 
 def grouped(name):
@@ -153,14 +170,15 @@ def _make_folder(log_dir):
 
 def _copy_sources(target):
     for folder in SOURCES:
-        for path in glob.glob(os.path.join(glob.escape(ROOT), folder, "*.py")) + glob.glob(os.path.join(glob.escape(ROOT), folder, "*.yaml")):
-            copy = os.path.join(target, os.path.relpath(path, ROOT))
-            os.makedirs(os.path.dirname(copy), exist_ok=True)
-            shutil.copyfile(path, copy)
+        for extension in ("py", "yaml"):
+            for path in glob.glob(os.path.join(glob.escape(ROOT), folder, f"*.{extension}")):
+                copy = os.path.join(target, os.path.relpath(path, ROOT))
+                os.makedirs(os.path.dirname(copy), exist_ok=True)
+                shutil.copyfile(path, copy)
 
 
 def to_uint8(pictures):
-    """Pictures in [-1, 1] (what lies outside is clipped) -> uint8, rounded; nan becomes grey."""
+    """Pictures in [-1, 1] as uint8, rounded; what lies outside is clipped, nan becomes grey."""
     return np.round((np.clip(np.where(np.isnan(pictures), 0, pictures), -1, 1) + 1) * 127.5).astype(np.uint8)
 
 
