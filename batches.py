@@ -234,7 +234,8 @@ def pipeline(load, order, first_batch=0, n_batches=None, n_threads=None):
         return Examples(*tensors)
 
     # Whole batches per call, so that the GIL is rarely held.
-    return tf.data.Dataset.range(first_batch, end).map(load_batch, num_parallel_calls=n_threads or cpu_count()).prefetch(2)
+    numbers = tf.data.Dataset.range(first_batch, end)
+    return numbers.map(load_batch, num_parallel_calls=n_threads or cpu_count()).prefetch(2)
 
 
 def to_float(examples):

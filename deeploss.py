@@ -69,13 +69,13 @@ class PerceptualLoss:
         return self._terms(target, picture, image_distances).likelihood_loss
 
     def _terms(self, target, picture, distance):
-        return weighted_terms(features(target, self.variables, self.layers), features(picture, self.variables, self.layers),
-                              self.feature_weights, self.gram_weights, distance)
+        of_target, of_picture = (features(images, self.variables, self.layers) for images in (target, picture))
+        return weighted_terms(of_target, of_picture, self.feature_weights, self.gram_weights, distance=distance)
 
 
 @tf.custom_gradient
 def mean_distance(x, y):
-    """Mean absolute difference of tensors of one shape, a scalar; its gradient in half the passes of TensorFlow's own."""
+    """Mean absolute difference of tensors of one shape, a scalar. Its gradient takes half of TensorFlow's passes."""
     difference = y - x
 
     def gradient(upstream):
@@ -166,8 +166,8 @@ def load_weights(source, layers):
         return {name: random_weight(name, weight_shapes()[name]) for name in names}
     path = find_imagenet_file() if source == "imagenet" else source
     if not os.path.isfile(path):
-        raise UserError(f"vgg_weights: there is no file {path!r}; expected imagenet, random or the path of an .h5 or .npz "
-                        f"file ({IMAGENET_URL})")
+        raise UserError(f"vgg_weights: there is no file {path!r}; expected imagenet, random or the path of an .h5 or "
+                        f".npz file ({IMAGENET_URL})")
     try:
         found = _read_npz(path, names) if path.endswith(".npz") else _read_h5(path, names)
     except Exception as error:  # h5py, zipfile and numpy raise all kinds on a damaged file
@@ -176,7 +176,8 @@ def load_weights(source, layers):
         expected = weight_shapes()[name]
         shape = found[name].shape if name in found else "nothing"
         if shape != expected:
-            raise UserError(f"vgg_weights: {path} has {shape} for {name}, which the feature layers need; expected shape {expected}")
+            raise UserError(f"vgg_weights: {path} has {shape} for {name}, which the feature layers need; expected "
+                            f"shape {expected}")
     return {name: np.asarray(found[name], np.float32) for name in names}
 
 
@@ -190,16 +191,16 @@ def random_weight(name, shape):
 def find_imagenet_file():
     """Path of Keras's VGG19 file in Keras's cache, downloaded if need be. Raises UserError where that fails."""
     keras_home = os.environ.get("KERAS_HOME") or os.path.join(os.path.expanduser("~"), ".keras")
-    path = os.path.join(keras_home, "models", IMAGENET_FILE)
+    folder = os.path.join(keras_home, "models")
+    path = os.path.join(folder, IMAGENET_FILE)
     if os.path.isfile(path) and _md5(path) == IMAGENET_MD5:
         return path  # get_file looks elsewhere where it may not write
     try:
         return tf.keras.utils.get_file(IMAGENET_FILE, IMAGENET_URL, cache_dir=keras_home, cache_subdir="models",
                                        file_hash=IMAGENET_MD5)
     except Exception as error:  # urllib's, the disk's and the hash's failures come as anything
-        raise UserError("vgg_weights: cannot download VGG19's weights ({}); get {} elsewhere and put it into {}, or "
-                        "set vgg_weights to its path".format(reason(error), IMAGENET_URL,
-                                                         os.path.join(keras_home, "models")))
+        raise UserError(f"vgg_weights: cannot download VGG19's weights ({reason(error)}); get {IMAGENET_URL} elsewhere "
+                        f"and put it into {folder}, or set vgg_weights to its path")
 
 
 def _md5(path):

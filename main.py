@@ -169,7 +169,8 @@ def lead_training(trainer, options, index, checkpoint, first_step):
     with Run(options.log_dir, config) as run:  # last of all, so that bad input leaves none behind
         cluster.note_loss_with(run.log)
         origin = f", from {checkpoint.prefix}" if checkpoint else ""
-        run.say(f"training from step {first_step} to {config['lr_decay_end']}{origin}; pictures and checkpoints: {run.folder}")
+        run.say(f"training from step {first_step} to {config['lr_decay_end']}{origin}; "
+                f"pictures and checkpoints: {run.folder}")
         trainer.log_to(run, test_batch)
         stopped_by = trainer.train(first_step)
         cluster.leave()
@@ -260,7 +261,7 @@ class Trainer:
         return scalars, batch, stopping
 
     def log(self, step, scalars, batch):
-        """Scalars, distributions and pictures of the training batch, and of the test batch with `valid` in their names."""
+        """Scalars, distributions and pictures of the training batch and, named `valid`, of the test batch."""
         self.draw("", step, batch)
         valid = self.draw("valid_", step, self.test_batch)
         scalars = dict(scalars, global_step=step, images_per_s=self.images / self.seconds)
@@ -297,7 +298,7 @@ class Trainer:
 class FiniteCheck:
     """check(step, scalars) raises UserError when the loss or the gradients of a step are not finite.
 
-    may_overflow: whether float16's gradients may overflow, which ends a step without an update, as long as that does not
+    may_overflow: whether float16's gradients may overflow, which ends a step without an update. Even then that may not
     happen in MAX_OVERFLOWS steps in a row.
     """
 
@@ -311,8 +312,8 @@ class FiniteCheck:
         is_tolerated = 0 < self.overflows < MAX_OVERFLOWS
         for name in ("loss",) if is_tolerated else ("loss", "gradient_norm"):
             if not math.isfinite(scalars[name]):
-                raise UserError(f"training stopped: {name} is {scalars[name]} in step {step + 1}, nothing of it is saved; "
-                                "expected finite numbers, which a lower lr may give")
+                raise UserError(f"training stopped: {name} is {scalars[name]} in step {step + 1}, nothing of it is "
+                                "saved; expected finite numbers, which a lower lr may give")
 
 
 class StopSignal:

@@ -153,7 +153,7 @@ def kl_divergence(posterior_means, prior_means):
 
 
 def split_groups(z):
-    """(N, h, w, c) -> four tensors (N, h/2, w/2, c): top left, top right, bottom left, bottom right of 2 x 2 squares."""
+    """(N, h, w, c) as four tensors (N, h/2, w/2, c): the pixels of 2 x 2 squares, row by row."""
     return tf.split(tf.space_to_depth(z, 2), 4, axis=-1)
 
 

@@ -1,8 +1,8 @@
 """Layers: weight normalisation with data-dependent initialisation, residual blocks, sampling up and down.
 
-A layer is one function `layer(pass_, x, ...)`. The `Pass` is one way through the networks: it says whether layers initialise,
-how much they drop and where random numbers come from. It also counts the layers of each kind, which names the next one.
-Passes share their variables by name.
+A layer is one function `layer(pass_, x, ...)`. The `Pass` is one way through the networks: it says whether layers
+initialise, how much they drop and where random numbers come from. It also counts the layers of each kind, which names
+the next one. Passes share their variables by name.
 
     with pass_.network("enc_up"):
         h = nin(pass_, x, 64)         # variables enc_up/dense_0/{V,g,b}
@@ -25,10 +25,10 @@ class Pass:
     name: str, keeps the random numbers of different passes apart.
     step: int scalar (tensor or number); noise and dropout are pure functions of (seed, step, place in the pass).
     seed: int, the run's seed.
-    drop_prob: with which probability residual blocks drop an activation, in [0, 1), at most MAX_DROP_PROB. Where it is above
-    0 it is a scalar tensor that can be fed.
+    drop_prob: with which probability residual blocks drop an activation, in [0, 1), at most MAX_DROP_PROB. Where it is
+    above 0, the attribute is a scalar tensor that can be fed.
     initialising: whether layers set their g and b from the data they see; the updates gather in `assignments`.
-    worker, n_workers: this batch is one of n_workers batches of equal size; their noise is that of one batch of all of them.
+    worker, n_workers: this batch is one of n_workers batches of equal size; their noise is that of one large batch.
 
     noise: scalar tensor, a factor of all noise, which can be fed.
     """
@@ -84,8 +84,8 @@ class Pass:
 class Dropout:
     """Which activations a pass drops: elu(x) and the scale that gives what is left elu's mean.
 
-    The choice is made from random bytes, which are quicker to draw than floats. Each pass draws one of the two thresholds next to
-    256 drop_prob, so that the probability is exact.
+    The choice is made from random bytes, which are quicker to draw than floats. Each pass draws one of the two
+    thresholds next to 256 drop_prob, so that the probability is exact.
     """
 
     def __init__(self, pass_, drop_prob):
@@ -100,14 +100,14 @@ class Dropout:
         """elu(x), not scaled, with a share drop_prob of the values set to 0."""
         kept = self._kept(tf.shape(x))
 
-        # The gradient needs either the activations or what dropout made of them. Here it needs only the latter, which the
-        # next layer keeps anyway, and the choice as booleans: 0.4 GB less for a step of market.yaml.
+        # The gradient needs either the activations or what dropout made of them. Here it needs only the latter, which
+        # the next layer keeps anyway, and the choice as booleans: 0.4 GB less for a step of market.yaml.
         @tf.custom_gradient
         def dropped_elu(x):
             dropped = tf.nn.elu(x) * tf.cast(kept, tf.float32)
 
             def gradient(upstream):
-                with tf.control_dependencies([upstream]):  # or the choice would be kept as floats since the forward pass
+                with tf.control_dependencies([upstream]):  # else the floats of the forward pass would be kept
                     kept_now = tf.cast(kept, tf.float32)
                 return tf.raw_ops.EluGrad(gradients=upstream * kept_now, outputs=dropped)
             return dropped, gradient
@@ -119,8 +119,8 @@ class Dropout:
         # TensorFlow 1.15 wants limits, which cost a division per word.
         needs_limits = not hasattr(tf.raw_ops, "StatelessRandomUniformFullInt")
         minval, maxval = (tf.int32.min, tf.int32.max) if needs_limits else (None, None)
-        words = tf.random.stateless_uniform([(n + 3) // 4], self._pass.random_key("dropout"), minval=minval, maxval=maxval,
-                                            dtype=tf.int32)
+        key = self._pass.random_key("dropout")
+        words = tf.random.stateless_uniform([(n + 3) // 4], key, minval=minval, maxval=maxval, dtype=tf.int32)
         random_bytes = tf.reshape(tf.bitcast(words, tf.int8), [-1])[:n]
         return tf.reshape(random_bytes >= self._threshold, shape)
 
@@ -196,7 +196,7 @@ def _weight_normalised(pass_, kind, x, shape, stride=1, x_scale=1.0):
 
 @tf.custom_gradient
 def _over_norm(g, V):
-    """g / |V|, (filters,). Its gradient (Salimans & Kingma 2016, equation 3) takes fewer passes over V than TensorFlow's."""
+    """g / |V|, (filters,). Its gradient (Salimans & Kingma 2016, equation 3) reads V less often than TensorFlow's."""
     norm = tf.math.reduce_euclidean_norm(V, axis=list(range(V.shape.ndims - 1)))
     scale = g / norm
 
@@ -231,7 +231,7 @@ def _direction_initializer(pass_, place):
 # ---------------------------------------------------------------------------------------------- convolutions
 
 def _conv(x, kernel, bias, stride):
-    """x (N, h, w, c) convolved with a kernel (c, filters), (1, 1, c, filters) or (3, 3, c, filters), plus a bias (filters,)."""
+    """x (N, h, w, c) convolved with a kernel (c, filters) or (1 or 3, 1 or 3, c, filters), plus a bias (filters,)."""
     if kernel.shape.ndims == 2 or kernel.shape[0] == 1:
         return _times(x, tf.reshape(kernel, kernel.shape[-2:]), bias)
     if stride == 1 and x.shape[1] <= 2 and x.shape[2] <= 2:

@@ -1,4 +1,4 @@
-"""What goes to stderr: nothing while TensorFlow is imported, which greets there; progress bars."""
+"""What goes to stderr: progress bars, and nothing while TensorFlow is imported, which greets there."""
 import contextlib
 import os
 import sys
@@ -25,8 +25,8 @@ def quiet_stderr():
         except ModuleNotFoundError as error:
             if error.name is None or error.name.split(".")[0] != "tensorflow":
                 raise
-            os.write(saved, b"error: TensorFlow is not installed; pip install -r requirements.txt does it on Python 3.7 "
-                            b"and 3.10 to 3.13\n")
+            os.write(saved, b"error: TensorFlow is not installed; pip install -r requirements.txt installs it on "
+                            b"Python 3.7 and 3.10 to 3.13\n")
             sys.exit(2)
         except BaseException:
             aside.seek(0)
@@ -38,5 +38,5 @@ def quiet_stderr():
 
 
 def progress_bar(items=None, **settings):
-    """tqdm, of which a file or a pipe gets a line every ten seconds only."""
+    """A tqdm bar; prints every ten seconds where stderr is no terminal."""
     return tqdm(items, mininterval=0.2 if sys.stderr.isatty() else 10, **settings)

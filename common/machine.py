@@ -1,4 +1,4 @@
-"""TensorFlow's own settings: static graphs, threads, precision, XLA."""
+"""TensorFlow's own settings: static graphs, threads, precision, XLA; sessions with them."""
 import ctypes
 import os
 
@@ -20,8 +20,10 @@ def set_up_tensorflow():
 
 
 def _keep_freed_memory():
-    """Has glibc reuse the memory of freed arrays and tensors. By default it returns large ones to the system, which hands out
-    zeroed pages anew: up to a fifth of TensorFlow 1.15's step on CPUs, and a quarter of the input pipeline's time at 256 pixels.
+    """Has glibc reuse the memory of freed arrays and tensors.
+
+    By default it returns large ones to the system, which hands out zeroed pages anew. That takes up to a fifth of
+    TensorFlow 1.15's step on CPUs, and a quarter of the input pipeline's time at 256 pixels.
     """
     try:
         set_option = ctypes.CDLL(None).mallopt
@@ -48,7 +50,8 @@ def session_options(config):
     rewrites.meta_optimizer_iterations = rewrites.ONE  # a second pass takes seconds and speeds up nothing
     if config["precision"] == "mixed" and not has_gpu():
         if not hasattr(rewrites, "auto_mixed_precision_onednn_bfloat16"):
-            raise UserError(f"precision: mixed: expected a GPU or, on CPUs, TensorFlow 2.x, found TensorFlow {tf.__version__} and no GPU")
+            raise UserError("precision: mixed: expected a GPU or, on CPUs, TensorFlow 2.x, found TensorFlow "
+                            f"{tf.__version__} and no GPU")
         rewrites.auto_mixed_precision_onednn_bfloat16 = rewrites.ON
         # Sums of thousands of numbers lose too much in bfloat16's 8 bits.
         for change in ("INFERLIST_REMOVE", "DENYLIST_ADD"):
@@ -56,7 +59,7 @@ def session_options(config):
     if config["xla"]:
         options.graph_options.optimizer_options.global_jit_level = tf.OptimizerOptions.ON_1
         flags = os.environ.get("TF_XLA_FLAGS", "")
-        # Without it, only GPUs' part of the graph is compiled. Under 1.15, that of a small network took over five minutes.
+        # Without this flag only GPUs' part of the graph is compiled. Under 1.15 a small network took over five minutes.
         if "tf_xla_cpu_global_jit" not in flags and not tf.__version__.startswith("1."):
             os.environ["TF_XLA_FLAGS"] = (flags + " --tf_xla_cpu_global_jit").strip()
     return options

@@ -29,8 +29,8 @@ MAX_PSNR = 100.0  # dB; equal pictures have no finite one
 def evaluate(options, config):
     """Prints and saves (metrics.json) how reconstructions, transfers and samples compare with the test split."""
     if config["spatial_size"] < SSIM_WINDOW:
-        raise UserError(f"--mode evaluate: spatial_size: {config['spatial_size']}: expected 16 or more, as SSIM looks at windows "
-                        f"of {SSIM_WINDOW} pixels")
+        raise UserError(f"--mode evaluate: spatial_size: {config['spatial_size']}: expected 16 or more, as SSIM looks "
+                        f"at windows of {SSIM_WINDOW} pixels")
     index = open_index(config)
     numbers, (pairs, n_pairs_left_out) = index.usable("test"), find_pairs(index)
     checkpoint = Checkpoint(options.checkpoint)
@@ -44,9 +44,9 @@ def evaluate(options, config):
         if not late.is_made:
             raise UserError(f"no image of the test split can be read: {evaluation.left_out[0]}")
         run, metrics = late.run(), evaluation.metrics()
-        run.write("metrics.json", json.dumps(dict(
-            metrics, checkpoint=checkpoint.prefix, step=step, data_index=config["data_index"], left_out=evaluation.left_out,
-            pairs_left_out=n_pairs_left_out, config=config), indent=2).encode())
+        run.write("metrics.json", json.dumps({
+            **metrics, "checkpoint": checkpoint.prefix, "step": step, "data_index": config["data_index"],
+            "left_out": evaluation.left_out, "pairs_left_out": n_pairs_left_out, "config": config}, indent=2).encode())
         for line in table(metrics):
             run.say(line)
         if evaluation.left_out:
@@ -114,8 +114,9 @@ class Evaluation:
             self._note("reconstruction", self.compare(batch.image, made))
             first = int(np.searchsorted(numbers, chunk[0, 0])) * SAMPLES  # other noise for every batch
             samples = [finite_uint8(self.renderer.sample(batch.stick, first + k)) for k in range(SAMPLES)]
-            distances = [self.compare(one, other, ("mae", "perceptual_loss")) for one, other in zip(samples, samples[1:])]
-            self._note("sampling", {name: np.mean([of_two[name] for of_two in distances], axis=0) for name in distances[0]})
+            metrics = ("mae", "perceptual_loss")
+            distances = [self.compare(one, other, metrics) for one, other in zip(samples, samples[1:])]
+            self._note("sampling", {name: np.mean([of_two[name] for of_two in distances], axis=0) for name in metrics})
             for folder, pictures in (("real", batch.image), ("reconstruction", made), ("sample", samples[0])):
                 self._save(folder, chunk[:, 0], pictures)
 
@@ -162,8 +163,8 @@ class Evaluation:
     def _note(self, task, values):
         for metric, value in values.items():
             value = value.astype(np.float64)
-            before = self._moments.get((task, metric), (0, 0.0, 0.0))
-            self._moments[task, metric] = (before[0] + len(value), before[1] + value.sum(), before[2] + (value**2).sum())
+            n, total, squares = self._moments.get((task, metric), (0, 0.0, 0.0))
+            self._moments[task, metric] = n + len(value), total + value.sum(), squares + (value**2).sum()
 
     def _save(self, folder, numbers, pictures):
         """Saves pictures under the names of these images; of further ones of an image, in folders of their own."""
@@ -172,7 +173,8 @@ class Evaluation:
         for number, picture in zip(numbers, pictures):
             self._saved[folder, number] += 1
             times = self._saved[folder, number]
-            self.late.run().picture("{}/{}".format(folder if times == 1 else f"{folder}_{times}", self._labels[number]), picture)
+            in_folder = folder if times == 1 else f"{folder}_{times}"
+            self.late.run().picture(f"{in_folder}/{self._labels[number]}", picture)
 
 
 def read_ahead(function, chunks):
@@ -190,62 +192,78 @@ def read_ahead(function, chunks):
 # ---------------------------------------------------------------------------------------------- pairs of one person
 
 def find_pairs(index):
-    """((P, 2) int64, numbers of usable test images of one person, from and to; how many other pairs are left out).
+    """((P, 2) int64, how many pairs are left out): usable test images of one person, from and to.
 
-    They are the index's `pairs` or, without those, each image with the next images that its `person` says are of the
-    same person, going round: with all of them, where they are not more than MAX_POSES. Raises UserError where these are
-    not what they should be.
+    They are the index's `pairs` or, without those, each image with others of the same `person`. Raises UserError where
+    these are not what they should be.
     """
-    n = len(index.images)
-    usable = np.zeros(n, bool)
+    usable = np.zeros(len(index.images), bool)
     usable[index.usable("test")] = True
     if "pairs" in index.extra:
-        pairs = as_whole_numbers(index.extra["pairs"], (None, 2))
-        if pairs is None or len(pairs) and not (0 <= pairs.min() and pairs.max() < n):
-            raise UserError("{}: pairs: expected pairs of numbers from 0 to {}, found {}".format(index.path, n - 1, shown(index.extra["pairs"])))
+        pairs = given_pairs(index)
         kept = pairs[usable[pairs].all(axis=1)]
         return kept, len(pairs) - len(kept)
-    if "person" not in index.extra:
-        return np.zeros((0, 2), np.int64), 0
-    people = as_whole_numbers(index.extra["person"], (n,))
-    if people is None:
-        raise UserError("{}: person: expected {} whole numbers, found {}".format(index.path, n, shown(index.extra["person"])))
+    if "person" in index.extra:
+        return pairs_of_one_person(index, np.flatnonzero(usable)), 0
+    return np.zeros((0, 2), np.int64), 0
+
+
+def given_pairs(index):
+    """The index's `pairs`, (P, 2) int64. Raises UserError."""
+    n, pairs = len(index.images), as_whole_numbers(index.extra["pairs"], n_columns=2)
+    are_numbers_of_images = pairs is not None and ((pairs >= 0) & (pairs < n)).all()
+    if not are_numbers_of_images:
+        raise UserError(f"{index.path}: pairs: expected pairs of numbers from 0 to {n - 1}, "
+                        f"found {shown(index.extra['pairs'])}")
+    return pairs
+
+
+def pairs_of_one_person(index, numbers):
+    """Each of these images with the next ones of the same person, at most MAX_POSES, the last with the first again.
+
+    (P, 2) int64. Raises UserError.
+    """
+    n, people = len(index.images), as_whole_numbers(index.extra["person"])
+    if people is None or len(people) != n:
+        raise UserError(f"{index.path}: person: expected {n} whole numbers, found {shown(index.extra['person'])}")
     images = collections.defaultdict(list)
-    for number in np.flatnonzero(usable):
+    for number in numbers:
         images[people[number]].append(number)
-    pairs = [(a, of_one[(i + k) % len(of_one)]) for of_one in images.values() for i, a in enumerate(of_one)
-             for k in range(1, min(MAX_POSES, len(of_one) - 1) + 1)]
-    return np.array(pairs, np.int64).reshape(-1, 2), 0
+    pairs = []
+    for of_one in images.values():
+        n_poses = min(MAX_POSES, len(of_one) - 1)
+        pairs += [(a, of_one[(i + k) % len(of_one)]) for i, a in enumerate(of_one) for k in range(1, n_poses + 1)]
+    return np.array(pairs, np.int64).reshape(-1, 2)
 
 
-def as_whole_numbers(values, shape):
-    """An int64 array, or None where that is not what values of an index are; None in `shape` stands for any length."""
+def as_whole_numbers(values, n_columns=None):
+    """Values of an index as (n,) int64 or, with n_columns, as (n, n_columns); None where they are something else."""
+    shape = (-1, n_columns) if n_columns else (-1,)
+    if isinstance(values, np.ndarray):
+        fits = values.dtype.kind in "iu" and values.ndim == len(shape) and values.shape[1:] == shape[1:]
+        return values.astype(np.int64).reshape(shape) if fits or not values.size else None
     if not is_list(values):
         return None
-    if not isinstance(values, np.ndarray):
-        # Looked at before numpy is asked: lists that hold one another many times over would fill the memory.
-        rows = values if len(shape) > 1 else [values]
-        if not all(is_list(row) and (len(shape) == 1 or len(row) == shape[1]) for row in rows) or not all(
-                isinstance(value, (int, np.integer)) and abs(value) < 2**62 for row in rows for value in row):
+    rows = values if n_columns else [values]
+    # Looked at before numpy is asked: lists that hold one another many times over would fill the memory.
+    for row in rows:
+        fits = is_list(row) and (n_columns is None or len(row) == n_columns)
+        if not fits or not all(isinstance(value, (int, np.integer)) and abs(value) < 2**62 for value in row):
             return None
-    values = np.asarray(values)
-    if not len(values) and shape[0] is None:
-        values = values.reshape((0,) + shape[1:])
-    fits = values.ndim == len(shape) and all(b in (a, None) for a, b in zip(values.shape, shape))
-    return values.astype(np.int64) if fits and (values.dtype.kind in "iu" or not values.size) else None
+    return np.array(values, np.int64).reshape(shape)
 
 
 # ---------------------------------------------------------------------------------------------- what is said
 
 def table(metrics):
     """The figures as lines of text: mean +- standard deviation over images."""
-    lines = ["%-15s %7s" % ("task", "n") + "".join("%22s" % name for name in METRICS)]
+    lines = [f"{'task':15} {'n':>7}" + "".join(f"{name:>22}" for name in METRICS)]
     for task, found in metrics.items():
         if found is None:
-            lines.append("%-15s %7s" % (task, "none"))
+            lines.append(f"{task:15} {'none':>7}")
             continue
-        cells = ["{:.4g} +- {:.3g}".format(found[name]["mean"], found[name]["std"]) if name in found else "" for name in METRICS]
-        lines.append(("%-15s %7d" % (task, found["n"]) + "".join("%22s" % cell for cell in cells)).rstrip())
+        cells = [f"{found[name]['mean']:.4g} +- {found[name]['std']:.3g}" if name in found else "" for name in METRICS]
+        lines.append((f"{task:15} {found['n']:7}" + "".join(f"{cell:>22}" for cell in cells)).rstrip())
     lines.append("sampling: between samples of the same pose; mae in levels of 0 to 255, psnr in dB")
     return lines
 

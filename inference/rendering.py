@@ -95,8 +95,8 @@ def transfer(options, config):
 def save_transfers(late, name, renderer, people, poses, *, bar, config):
     """Saves cells as <name>/<person>_in_pose_of_<pose>.png and, where it would not be huge, <name>.png, the grid.
 
-    late: a LateRun. people, poses: Selections. There may be thousands of either: without the grid only a batch of pictures is
-    held.
+    late: a LateRun. people, poses: Selections. There may be thousands of either: without the grid only a batch of
+    pictures is held.
     """
     has_grid = (len(people) + 1) * (len(poses) + 1) * renderer.size**2 <= MAX_PIXELS
     images, rows = [], []
@@ -141,7 +141,8 @@ def encoded(renderer, people, config):
 def finite_uint8(pictures):
     """Pictures in [-1, 1] as uint8. Raises UserError for pictures that are not finite, as damaged weights make them."""
     if not np.isfinite(pictures).all():
-        raise UserError("the network's pictures are not finite numbers; expected a checkpoint of a training that went well")
+        raise UserError("the network's pictures are not finite numbers; expected a checkpoint of a training that went "
+                        "well")
     return to_uint8(pictures)
 
 

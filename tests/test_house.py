@@ -79,3 +79,16 @@ def test_the_data_sets_need_no_tensorflow():
         if name.startswith("dataset.") or name in ("common.errors", "common.console"):
             with open(path, encoding="utf-8") as file:
                 assert "import tensorflow" not in file.read(), name
+
+
+MAX_LINES = 50  # of a function: what fits a screen
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_functions_fit_a_screen(name):
+    with open(modules()[name], encoding="utf-8") as file:
+        functions = [node for node in ast.walk(ast.parse(file.read())) if isinstance(node, ast.FunctionDef)]
+    for function in functions:
+        # Python 3.7 does not know where a function ends: at the last line of anything in it.
+        end = max(getattr(node, "lineno", 0) for node in ast.walk(function))
+        assert end - function.lineno < MAX_LINES, f"{function.name}: {end - function.lineno + 1} lines"

@@ -32,8 +32,8 @@ def find_checkpoint(path):
                  if match]
         if steps:
             return os.path.join(folder, f"model.ckpt-{max(steps)}")
-    raise UserError(f"--checkpoint: there is no checkpoint in the folder {path}; expected model.ckpt-<step>.index in it or "
-                    "in its folder checkpoints")
+    raise UserError(f"--checkpoint: there is no checkpoint in the folder {path}; expected model.ckpt-<step>.index in "
+                    "it or in its folder checkpoints")
 
 
 class Checkpoint:
@@ -61,9 +61,11 @@ class Checkpoint:
         for variable in variables:
             name, shape = variable.op.name, variable.shape.as_list()
             if name not in self.shapes:
-                raise UserError(f"{self.prefix}: is of another config: it has no variable {name}; expected one of shape {shape}")
+                raise UserError(f"{self.prefix}: is of another config: it has no variable {name}; expected one of "
+                                f"shape {shape}")
             if self.shapes[name] != shape:
-                raise UserError(f"{self.prefix}: is of another config: variable {name} has shape {self.shapes[name]} there; expected {shape}")
+                raise UserError(f"{self.prefix}: is of another config: variable {name} has shape {self.shapes[name]} "
+                                f"there; expected {shape}")
 
     def unreadable(self, error):
         """The UserError that says why the checkpoint cannot be read."""

@@ -6,8 +6,8 @@
         ...
         with make_session(config, cluster): ...
 
-A worker is one process with one GPU or some cores. It finds the others in the environment variable TF_CONFIG, in the form
-that Kubeflow's TFJob and Vertex AI set:
+A worker is one process with one GPU or some cores. It finds the others in the environment variable TF_CONFIG, in the
+form that Kubeflow's TFJob and Vertex AI set:
 
     {"cluster": {"worker": ["host:port", "host:port"]}, "task": {"type": "worker", "index": 0}}
 
@@ -102,8 +102,8 @@ class Cluster:
         """
         self._instances += 1
         flat = tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], axis=0)
-        flat = tf.raw_ops.CollectiveReduce(input=flat, group_size=self.n_workers, group_key=1, instance_key=self._instances,
-                                           merge_op="Add", final_op=final_op, subdiv_offsets=[0])
+        flat = tf.raw_ops.CollectiveReduce(input=flat, group_size=self.n_workers, group_key=1, merge_op="Add",
+                                           final_op=final_op, instance_key=self._instances, subdiv_offsets=[0])
         sizes = [tensor.shape.num_elements() for tensor in tensors]
         return [tf.reshape(part, tensor.shape) for part, tensor in zip(tf.split(flat, sizes), tensors)]
 
@@ -121,7 +121,7 @@ class Cluster:
 
 
 def join_cluster(config):
-    """The cluster that TF_CONFIG describes, joined once all its workers are there; Alone without it. Raises UserError."""
+    """The cluster that TF_CONFIG describes, joined once all workers are there; ALONE without it. Raises UserError."""
     addresses, worker = read_tf_config(os.environ.get("TF_CONFIG", ""))
     return Cluster(addresses, worker, config) if len(addresses) > 1 else ALONE
 
@@ -160,8 +160,8 @@ def read_tf_config(text):
 class Pulse:
     """Signs of life between worker 0 and each other worker, in threads.
 
-    A process whose partner is silent or gone ends itself, with a line that says so: its own training may be waiting for that
-    partner within TensorFlow, where no exception reaches it. note(line), where there is one, is told before.
+    A process whose partner is silent or gone ends itself, with a line that says so: its own training may be waiting for
+    that partner within TensorFlow, where no exception reaches it. note(line), where there is one, is called before.
     """
 
     def __init__(self, addresses, worker):
@@ -170,7 +170,9 @@ class Pulse:
         self._done = threading.Event()
         host, _, port = addresses[0].rpartition(":")
         port = int(port) + 1
-        meet, aim = (self._wait_for_all, "listen for the others") if worker == 0 else (self._find_worker_0, "reach worker 0")
+        meet, aim = self._find_worker_0, "reach worker 0"
+        if worker == 0:
+            meet, aim = self._wait_for_all, "listen for the others"
         try:
             self._connections = meet(host.strip("[]"), port, worker)
         except OSError as error:
@@ -254,8 +256,8 @@ class Pulse:
         except OSError:
             pass  # a connection that breaks has ended, too
         if not self._done.wait(1):  # a worker that ends for a reason of its own says so; this one only follows
-            self._end(f"worker {other} ({self._addresses[other]}) {what}, and this one with it; the last checkpoint is whole, "
-                      "and the same command with --checkpoint goes on from it")
+            self._end(f"worker {other} ({self._addresses[other]}) {what}, and this one with it; the last checkpoint is "
+                      "whole, and the same command with --checkpoint goes on from it")
 
     def _end(self, line):
         """Ends this process, whatever its other threads wait for."""

@@ -74,9 +74,9 @@ KEYS = {
 
 
 def load_config(path, settings=None):
-    """The config at `path` as a dict with every key of KEYS; settings, {key: value} of --set, replace what the file says.
+    """The config at `path` as a dict with every key of KEYS. Raises UserError with one line on the first fault.
 
-    Raises UserError with one line on the first fault.
+    settings: {key: value} of --set, which replace what the file says.
     """
     if not os.path.isfile(path):
         raise UserError(f"--config: there is no file {path}")
@@ -109,9 +109,9 @@ def setting(text):
 
 
 def check_config(path, given, settings):
-    """The config with every key of KEYS out of `given`, which is from the file `path`, and settings, which are from --set.
+    """The config with every key of KEYS. Raises UserError on the first fault.
 
-    Raises UserError on the first fault.
+    given: what the file at `path` says; settings: what --set says, which replaces it.
     """
     given = dict(given, **settings)
     config = {}

@@ -11,7 +11,7 @@ from common.errors import UserError, reason
 PANELS = ("loss", "likelihood_loss", "kl_loss", "kl_weight", "learning_rate", "gradient_norm", "vgg_loss", "gram_loss",
           "images_per_s")
 LOG = ("loss", "likelihood_loss", "kl_loss", "kl_weight", "gradient_norm", "vgg_loss", "gram_loss")
-MOST_PIXELS = 1600  # of a side of the transfers in result.png
+MAX_PIXELS = 1600  # of a side of the transfers in result.png
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#e377c2", "#7f7f7f")
 
 
@@ -46,7 +46,7 @@ def save_curves(curves, path):
     """Draws {run: {scalar: (steps, values)}} to a PNG, a panel for each of PANELS that is there. Raises UserError."""
     panels = [panel for panel in PANELS if any(of_panel(of_run, panel) for of_run in curves.values())]
     if not panels:
-        raise UserError("no scalars to draw in {}; expected the log of a training".format(", ".join(curves)))
+        raise UserError(f"no scalars to draw in {', '.join(curves)}; expected the log of a training")
     figure, axes = make_figure(-(-len(panels) // 3), 3, len(panels))
     for panel, ax in zip(panels, axes):
         draw_panel(ax, panel, curves)
@@ -78,7 +78,7 @@ def save_result(run, transfers):
         draw_panel(figure.add_subplot(spec[row, 0]), panel, curves)
     if transfers is not None:
         ax = figure.add_subplot(spec[:, 1:])
-        thinned = -(-len(transfers) // MOST_PIXELS)  # what is not seen here would fill the memory
+        thinned = -(-len(transfers) // MAX_PIXELS)  # what is not seen here would fill the memory
         ax.imshow(transfers[::thinned, ::thinned])
         ax.set_title("transfer", fontsize=10)
         ax.set_axis_off()
@@ -89,7 +89,7 @@ def save_result(run, transfers):
 
 
 def make_figure(rows, columns, n=0):
-    """(figure, its first n axes) with room for rows x columns panels, without the window system that pyplot would look for."""
+    """(figure, its first n axes) with room for rows x columns panels. Needs no window system, as pyplot would."""
     try:
         from matplotlib.figure import Figure  # here, as trainings need it at their end only, and it takes a second
     except ImportError as error:
@@ -105,10 +105,12 @@ def draw_panel(ax, panel, curves):
         for name in of_panel(of_run, panel):
             steps, values = of_run[name]
             base = name.replace("_valid", "")
-            k = number if not single else sum(other < base for other in of_panel(of_run, panel) if "_valid" not in other)
+            in_training = [other for other in of_panel(of_run, panel) if "_valid" not in other]
+            k = sum(other < base for other in in_training) if single else number
             ax.plot(steps, values, "--" if base != name else "-", color=COLOURS[k % len(COLOURS)], linewidth=1.2,
                     label=name if single else run if name == panel else None)
-    if panel in LOG and all((of_run[name][1] > 0).all() for of_run in curves.values() for name in of_panel(of_run, panel)):
+    all_values = [of_run[name][1] for of_run in curves.values() for name in of_panel(of_run, panel)]
+    if panel in LOG and all((values > 0).all() for values in all_values):
         ax.set_yscale("log")
     ax.set_title(panel, fontsize=10)
     ax.set_xlabel("step", fontsize=8)

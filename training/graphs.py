@@ -24,24 +24,26 @@ def make_network(config):
 class TrainingGraph:
     """Everything that a training needs in the graph; after it is built nothing is added.
 
-    One copy of the network serves training, validation and rendering; the latter two feed dropout 0, noise 0 and their own
-    batch. Building another copy would take as long as many steps.
+    One copy of the network serves training, validation and rendering; the latter two feed dropout 0, noise 0 and their
+    own batch. Building another copy would take as long as many steps.
 
     config: as from load_config. batch: Examples, a batch of the pipeline. shapes: Examples of the shapes of one image.
     vgg_weights: arrays as from deeploss.load_weights. cluster: the workers whose gradients are averaged.
 
-    scalars: what a step logs, by name. update: the op that takes a step. stop: a scalar to feed, above 0 where this worker was
-    told to stop; stopping: whether any was. rendering: RenderingTensors.
+    scalars: what a step logs, by name. update: the op that takes a step. stop: a scalar to feed, above 0 where this
+    worker was told to stop; stopping: whether any was. rendering: RenderingTensors.
     """
 
     def __init__(self, config, batch, shapes, vgg_weights, cluster=ALONE):
         net, seed, self.cluster = make_network(config), config["seed"], cluster
         with tf.variable_scope(tf.get_variable_scope(), use_resource=True):
-            self.step = tf.get_variable("global_step", (), tf.int32, initializer=tf.zeros_initializer(), trainable=False)
+            self.step = tf.get_variable("global_step", (), tf.int32, initializer=tf.zeros_initializer(),
+                                        trainable=False)
         step = tf.identity(self.step)  # one reading, so that all see the step before the update
         self.learning_rate = learning_rate(step, config)
         self.kl_weight = kl_weight(step, config)
-        perceptual_loss = PerceptualLoss(vgg_weights, config["feature_layers"], config["feature_weights"], config["gram_weights"])
+        perceptual_loss = PerceptualLoss(vgg_weights, config["feature_layers"], config["feature_weights"],
+                                         config["gram_weights"])
 
         self.init_batch = placeholders(shapes)
         init_pass = Pass("initialise", seed=seed, drop_prob=config["drop_prob"], initialising=True)
@@ -96,13 +98,14 @@ class TrainingGraph:
             session.run(self._synchronise)
 
     def evaluate(self, session, examples):
-        """A batch of uint8 Examples without dropout: its losses (floats by name), reconstructions (N, S, S, 3) and posterior
-        means (one array (N, h, w, c) per latent scale).
+        """Losses, reconstructions and posterior means of a batch of uint8 Examples, without dropout.
+
+        Losses are floats by name, reconstructions (N, S, S, 3), posterior means an array (N, h, w, c) per latent scale.
         """
         return session.run(self._eval_fetches, {**feed(self.batch, examples), **self._without_dropout})
 
     def saved_variables(self):
-        """What a checkpoint holds: the model, Adam's slots and powers, the step. Not VGG19, not the scale of the loss."""
+        """What a checkpoint holds: the model, Adam's slots and powers, the step. No VGG19, no scale of the loss."""
         return self.model_variables + self._adam_variables + [self.step]
 
     def _losses(self, image, decoded, posterior, perceptual_loss):
@@ -144,9 +147,9 @@ RenderingTensors = collections.namedtuple(
     "RenderingTensors", "inputs means latents picture samples sample_number deterministic")
 RenderingTensors.__doc__ = """What a Renderer feeds and fetches.
 
-inputs: Examples of uint8 tensors (batch_size, ...). means: posterior means, one per latent scale. latents: what the decoder
-reads as the appearance, one per latent scale, fed too. picture: of given latents. samples: pictures with appearances from the
-prior; sample_number chooses which. deterministic: a feed_dict that leaves nothing but the prior random.
+inputs: Examples of uint8 tensors (batch_size, ...). means: posterior means, one per latent scale. latents: what the
+decoder reads as the appearance, one per latent scale, fed too. picture: of given latents. samples: pictures with
+appearances from the prior; sample_number chooses which. deterministic: a feed_dict that leaves only the prior random.
 """
 
 
@@ -166,8 +169,8 @@ def make_rendering_tensors(config, shapes):
 class Renderer:
     """Pictures from appearances and poses, with the weights in a session.
 
-    Works on uint8 Examples of any number, a batch at a time; the last batch is filled up. Latents are arrays (n, h, w, c), one
-    per latent scale. size: S, the side of a picture.
+    Works on uint8 Examples of any number, a batch at a time; the last batch is filled up. Latents are arrays
+    (n, h, w, c), one per latent scale. size: S, the side of a picture.
     """
 
     def __init__(self, tensors, session):
@@ -182,7 +185,8 @@ class Renderer:
     def render(self, latents, stick):
         """Pictures (n, S, S, 3) of n appearances in n poses; of one appearance where latents are (1, h, w, c)."""
         latents = [np.repeat(z, len(stick), axis=0) if len(z) == 1 else z for z in latents]
-        return self._run([self._tensors.picture], [self._tensors.inputs.stick] + list(self._tensors.latents), [stick] + latents)[0]
+        fed = [self._tensors.inputs.stick] + list(self._tensors.latents)
+        return self._run([self._tensors.picture], fed, [stick] + latents)[0]
 
     def transfer(self, appearances, stick):
         """Pictures (n, S, S, 3) of n Examples, each in the pose of one of n stick figures."""

@@ -13,6 +13,7 @@ import tensorflow.compat.v1 as tf
 from PIL import Image
 
 from common.errors import UserError, reason
+from common.names import numbered
 from training.config import dump_config
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -73,7 +74,8 @@ class Run:
         """Scalars by name, into log.txt and TensorBoard's events."""
         for name in sorted(values):
             self.log(f"{name}: {values[name]}")
-        self._add_summary([tf.Summary.Value(tag=grouped(name), simple_value=value) for name, value in values.items()], step)
+        self._add_summary([tf.Summary.Value(tag=grouped(name), simple_value=value)
+                           for name, value in values.items()], step)
 
     def histogram(self, name, values, step):
         """The distribution of an array's values, those that are finite, in TensorBoard."""
@@ -150,22 +152,22 @@ def how_it_ended(error):
 
 def grouped(name):
     """The tag under which TensorBoard shows a scalar beside its like: vgg_loss/vgg_loss_3_valid."""
-    return "{}/{}".format(re.sub(r"(_\d+)?(_valid)?$", "", name), name)
+    group = re.sub(r"(_\d+)?(_valid)?$", "", name)
+    return f"{group}/{name}"
 
 
 def _make_folder(log_dir):
-    stamp = time.strftime("%Y-%m-%dT%H-%M-%S")
-    for number in range(1, 1000):
-        folder = os.path.join(log_dir, stamp if number == 1 else f"{stamp}-{number}")
+    """A new folder with the time in its name. Raises UserError."""
+    for name in numbered(time.strftime("%Y-%m-%dT%H-%M-%S"), "-"):  # runs may start in one second
+        folder = os.path.join(log_dir, name)
         try:
             os.makedirs(os.path.join(folder, "checkpoints"))
             return folder
         except FileExistsError:
             if not os.path.isdir(folder):
-                break
+                raise UserError(f"--log_dir: cannot make a folder in {log_dir}: it is no folder")
         except OSError as error:
             raise UserError(f"--log_dir: cannot make the folder {folder}: {error.strerror}")
-    raise UserError(f"--log_dir: cannot make a folder in {log_dir}: it is no folder")
 
 
 def _copy_sources(target):
