@@ -4,7 +4,7 @@
 #     ./download_data.sh coco|deepfashion|market DIR
 #
 # DIR/<dataset>/ will hold index.p and the images. Run it again after a broken download: it goes on where it stopped.
-# VUNET_DATA_URL says where <dataset>.tar.gz is fetched from (http, https or file URL).
+# VUNET_DATA_URL is where <dataset>.tar.gz is (an http, https or file URL). See docs/data.md for other ways to get data.
 set -euo pipefail
 unset CDPATH
 
@@ -21,7 +21,8 @@ esac
 repository=$(cd "$(dirname "$0")" && pwd)
 base=${VUNET_DATA_URL:-http://129.206.117.181:8080}
 url=${base%/}/$dataset.tar.gz
-case $2 in /*) target=$2 ;; *) target=./$2 ;; esac  # "-" and "-x" are folders too
+share=https://heibox.uni-heidelberg.de/d/71842715a8/  # where the authors' data are now, for browsers only
+case $2 in /*) target=$2 ;; *) target=./$2 ;; esac  # a folder may be called "-" or "-x"
 mkdir -p "$target" 2>/dev/null || fail "cannot make the folder $2" 2
 target=$(cd "$target" && pwd -P)
 
@@ -34,7 +35,7 @@ download() {
   fetch --retry 2 --continue-at - --output "$part" || status=$?
   case $status in
     0) return ;;
-    # The server cannot resume, or there is nothing left to fetch: the check of the archive will tell.
+    # The server cannot resume, or there is nothing left to fetch: is_whole tells which.
     22|33|36) [ -s "$part" ] && is_whole "$part" && return
        if [ -s "$part" ] && [ $status -ne 22 ]; then
          rm -f -- "$part"
@@ -43,13 +44,13 @@ download() {
     18|23|28|56) [ -s "$part" ] && fail "the download of $url broke off (curl: $status); run this again to go on with it" ;;
   esac
   [ -s "$part" ] || rm -f -- "$part"
-  fail "cannot download $url (curl: $status). The server is away at times. Other ways: set VUNET_DATA_URL to a mirror, \
-make an index of your own (README, \"Your own data\"), or train on drawn people first (make train)"
+  fail "cannot download $url (curl: $status). The authors' data moved to $share, a web share for browsers. \
+Other ways: set VUNET_DATA_URL to a mirror, make an index of your own (docs/data.md), or train on drawn people first (make train)"
 }
 
 is_whole() { gzip --test -- "$1" 2>/dev/null && tar -tzf "$1" >/dev/null 2>&1; }
 
-# Refuses what would land outside of the folder it is unpacked in: absolute names, .., links, devices.
+# Refuses entries that would land outside of the folder they are unpacked in: absolute names, .., links, devices.
 check_entries() {
   local archive=$1 bad
   bad=$(tar -tzf "$archive" | grep -E -m 1 '^/|(^|/)\.\.(/|$)') || true
@@ -73,13 +74,13 @@ unpack() {
     rm -rf -- "$aside"
     refuse "$archive" "there is no index.p in it"
   fi
-  # A link that leads nowhere or an empty folder may stand there; a full folder is not ours to remove.
+  # A dangling link or an empty folder makes way; a folder with something in it stays.
   if [ -L "$target/$dataset" ] && [ ! -e "$target/$dataset" ]; then
     rm -- "$target/$dataset"
   fi
   if [ -e "$target/$dataset" ] && ! rmdir -- "$target/$dataset" 2>/dev/null; then
     rm -rf -- "$aside"
-    fail "$target/$dataset is there already, without an index.p; move it away first"
+    fail "$target/$dataset is there already, without an index.p; move it away and run this again"
   fi
   mv -- "$aside/$(dirname "$found")" "$target/$dataset" 2>/dev/null || mv -- "$aside" "$target/$dataset"
   rm -rf -- "$aside"
@@ -105,7 +106,7 @@ if [ ! -f "$target/$dataset/index.p" ]; then
   fi
   if ! is_whole "$archive"; then
     rm -f -- "$archive"
-    fail "$url: what arrived is not a whole .tar.gz; it is removed, run this again"
+    fail "$url: the file that arrived is not a whole .tar.gz and was removed; run this again"
   fi
   check_entries "$archive"
   unpack "$archive"

@@ -1,4 +1,4 @@
-"""People of COCO's person keypoint annotations, a square crop each."""
+"""People of COCO's person keypoint annotations, as a square crop each."""
 import collections
 import json
 import os
@@ -6,7 +6,7 @@ import os
 import numpy as np
 
 from common.errors import UserError, reason, shown
-from dataset.builder import cut_square, in_parallel, square_around
+from dataset.builder import cut_square, in_parallel, is_pixel, square_around
 from dataset.index import is_file_name, leaves_folder, read_image
 
 # COCO's order; left and right are the person's own.
@@ -14,22 +14,27 @@ JOINTS = ("cnose", "leye", "reye", "lear", "rear", "lshoulder", "rshoulder", "le
           "lhip", "rhip", "lknee", "rknee", "lankle", "rankle")
 NOT_LABELLED, HIDDEN, VISIBLE = 0, 1, 2
 
+Person = collections.namedtuple("Person", "name joints points")
+Person.__doc__ = """Somebody in a photo: name of the crop to be, and what joints_and_body returns."""
+
 
 def add_people(builder, options):
-    """Takes in the people of options.annotations and, for tests, of options.test_annotations."""
+    """Adds the people of the options' annotations; returns no further keys for the index."""
     for folder in options.images:
         if not os.path.isdir(folder):
             raise UserError(f"--images: there is no folder {shown(folder, 1000)}")
-    sources = [(options.annotations, None if options.test_annotations is None else True)]
-    if options.test_annotations is not None:
-        sources.append((options.test_annotations, False))
-    read = [read_annotations(path) + (train,) for path, train in sources]
-    for photos, people, train in read:
-        add_photos(builder, photos, people, train, options)
+    if options.test_annotations is None:
+        sources = [(options.annotations, None)]  # the builder chooses who is for tests
+    else:
+        sources = [(options.annotations, True), (options.test_annotations, False)]
+    contents = [read_annotations(path) for path, _ in sources]  # faults show before the first crop is made
+    for (photos, people), (_, train) in zip(contents, sources):
+        add_photos(builder, photos, people, train=train, options=options)
+    return {}
 
 
 def read_annotations(path):
-    """(file names by photo id, annotations by photo id) of a COCO JSON file. Raises UserError."""
+    """({photo id: file name}, {photo id: [annotation]}) of a COCO JSON file. Raises UserError."""
     try:
         with open(path, encoding="utf-8") as file:
             data = json.load(file)
@@ -49,7 +54,8 @@ def read_annotations(path):
         if fault:
             raise UserError(f"{path}: annotations[{i}]: {fault}")
         if person["image_id"] not in photos:
-            raise UserError("{}: annotations[{}]: image_id: found {}, expected one of images".format(path, i, shown(person["image_id"])))
+            found = shown(person["image_id"])
+            raise UserError(f"{path}: annotations[{i}]: image_id: expected one of images, found {found}")
         people[person["image_id"]].append(person)
     return photos, people
 
@@ -63,73 +69,78 @@ def _is_id(value):
 
 
 def _annotation_fault(person):
+    """What is wrong with an annotation, or None."""
     if not isinstance(person, dict) or not all(_is_id(person.get(key)) for key in ("id", "image_id")):
         return f"expected id and image_id, found {shown(person)}"
     for key, length in (("keypoints", 3 * len(JOINTS)), ("bbox", 4)):
         value = person.get(key)
-        if not isinstance(value, list) or len(value) != length or not all(_is_coordinate(v) for v in value):
+        if not isinstance(value, list) or len(value) != length or not all(is_pixel(v) for v in value):
             return f"{key}: expected {length} numbers, found {shown(value)}"
+    return None
 
 
-def _is_coordinate(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e6  # not nan either
-
-
-def add_photos(builder, photos, people, train, options):
-    """Takes in the people of each photo; train None: to be split."""
+def add_photos(builder, photos, people, *, train, options):
+    """Adds the people of each photo. train: None if the builder is to choose who is for tests."""
     jobs = []
     for photo, name in sorted(photos.items(), key=lambda item: (item[1], str(item[0]))):
         builder.images_seen += find_photo(name, options.images) is not None
-        chosen = []
-        for person in sorted(people[photo], key=lambda person: str(person["id"])):
-            joints, points = joints_and_body(person, options.keep_hidden)
-            why = _why_not(builder, person, joints, points, options.min_size)
-            if why:
-                builder.leave_out(_crop_name(name, person), why)
-            else:
-                chosen.append((person, joints, points))
+        chosen = choose_people(builder, name, people[photo], options)
         if chosen:
             jobs.append((name, chosen))
+    results = in_parallel(lambda job: cut_people(*job, options), jobs)
+    for (crops, why), (name, chosen) in zip(results, jobs):
+        if why is not None:
+            for person in chosen:
+                builder.leave_out(person.name, why)
+        for person, (shares, jpeg) in zip(chosen, crops):
+            builder.add(person.name, shares, train=train, group=name, jpeg=jpeg)
 
-    def cut(job):
-        """The crops of a photo: [(name, joints in shares of the crop, JPEG)], or why there are none."""
-        name, chosen = job
-        path = find_photo(name, options.images)
-        if path is None:
-            return "without photo in --images"
-        try:
-            image = read_image(path)
-        except UserError:
-            return "in a photo that cannot be read"
-        crops = []
-        for person, joints, points in chosen:
-            on_photo = (joints >= 0).all(axis=1) & (joints < image.size).all(axis=1)
-            square = square_around(np.clip(points, 0, image.size), *image.size)
-            shares = np.where(on_photo[:, np.newaxis], (joints - square[:2]) / square[2], -1)
-            crops.append((_crop_name(name, person), shares, cut_square(image, square, options.size)))
-        return crops
 
-    for crops, (name, chosen) in zip(in_parallel(cut, jobs), jobs):
-        if isinstance(crops, str):
-            for person, _, _ in chosen:
-                builder.leave_out(_crop_name(name, person), crops)
+def choose_people(builder, photo, annotations, options):
+    """[Person] of a photo that can be used; notes the others."""
+    chosen = []
+    for annotation in sorted(annotations, key=lambda annotation: str(annotation["id"])):
+        name = f"{os.path.splitext(photo)[0]}_{annotation['id']}.jpg"
+        joints, points = joints_and_body(annotation, options.keep_hidden)
+        why = _why_not(builder, annotation, joints, points, min_size=options.min_size)
+        if why:
+            builder.leave_out(name, why)
         else:
-            for crop_name, joints, jpeg in crops:
-                builder.add(crop_name, joints, train, group=name, jpeg=jpeg)
+            chosen.append(Person(name, joints, points))
+    return chosen
 
 
-def joints_and_body(person, keep_hidden):
-    """joints (17, 2) in pixels of the photo, negative where missing; points (n, 2): all labelled joints, the body's box."""
-    keypoints = np.array(person["keypoints"], np.float64).reshape(len(JOINTS), 3)
+def cut_people(photo, people, options):
+    """([(joints in shares of the crop, JPEG)] of the people of a photo, None), or ([], why there are none)."""
+    path = find_photo(photo, options.images)
+    if path is None:
+        return [], "without photo in --images"
+    try:
+        image = read_image(path)
+    except UserError:
+        return [], "in a photo that cannot be read"
+    crops = []
+    for person in people:
+        on_photo = (person.joints >= 0).all(axis=1) & (person.joints < image.size).all(axis=1)
+        square = square_around(np.clip(person.points, 0, image.size), *image.size)
+        shares = np.where(on_photo[:, np.newaxis], (person.joints - square[:2]) / square[2], -1)
+        crops.append((shares, cut_square(image, square, options.size)))
+    return crops, None
+
+
+def joints_and_body(annotation, keep_hidden):
+    """joints (17, 2) in pixels of the photo, negative where missing; points (n, 2): all labelled joints and the box."""
+    keypoints = np.array(annotation["keypoints"], np.float64).reshape(len(JOINTS), 3)
     xy, labels = keypoints[:, :2], keypoints[:, 2]
     seen = labels >= (HIDDEN if keep_hidden else VISIBLE)
-    x, y, width, height = person["bbox"]
+    x, y, width, height = annotation["bbox"]
     points = np.concatenate([xy[labels != NOT_LABELLED], [(x, y), (x + width, y + height)]])
     return np.where(seen[:, np.newaxis], xy, -1), points
 
 
-def _why_not(builder, person, joints, points, min_size):
-    if person.get("iscrowd"):
+def _why_not(builder, annotation, joints, points, *, min_size):
+    """Why somebody cannot be used, or None."""
+    if annotation.get("iscrowd"):
         return "crowds"
     if (joints < 0).all():
         return "without visible joints"
@@ -140,12 +151,8 @@ def _why_not(builder, person, joints, points, min_size):
     return None
 
 
-def _crop_name(photo, person):
-    return "{}_{}.jpg".format(os.path.splitext(photo)[0], person["id"])
-
-
 def find_photo(name, folders):
-    """Path of a photo in one of the folders, or None."""
+    """Path of a photo in the first of the folders that has it, or None."""
     for folder in folders:
         path = os.path.join(folder, name)
         if os.path.isfile(path):

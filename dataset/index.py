@@ -21,16 +21,17 @@ JOINTS = ("rankle", "rknee", "rhip", "rshoulder", "relbow", "rwrist", "reye",
 J = {name: i for i, name in enumerate(JOINTS)}
 TORSO = ("lhip", "lshoulder", "rshoulder", "rhip")
 # Where the joints of somebody standing upright are, in shares of width and height.
-STANDING = dict(zip(JOINTS, [(.4, .95), (.4, .75), (.42, .55), (.4, .3), (.3, .4), (.25, .5), (.48, .1), (.6, .95), (.6, .75),
-                             (.58, .55), (.6, .3), (.7, .4), (.75, .5), (.52, .1), (.5, .14)]))
+STANDING = dict(zip(JOINTS, [
+    (.4, .95), (.4, .75), (.42, .55), (.4, .3), (.3, .4), (.25, .5), (.48, .1),
+    (.6, .95), (.6, .75), (.58, .55), (.6, .3), (.7, .4), (.75, .5), (.52, .1), (.5, .14)]))
 
-MOST_JOINTS = 200  # that joint_order may name
-FARTHEST_JOINT = 100.0  # in pictures; what is farther away cannot be meant
-# What is decoded. Pillow knows more: for EPS it starts a program, and of damaged TIFF its library prints on stderr.
+MAX_JOINTS = 200  # names in joint_order
+MAX_COORDINATE = 100.0  # in shares of the picture; a larger one is an error
+# Pillow reads more formats. For EPS it starts a program, and its TIFF library prints on stderr when a file is damaged.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM")
-ORIENTATION = 0x0112  # of EXIF
+ORIENTATION = 0x0112  # EXIF's tag
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS
-# Pillow warns of damaged metadata, which nobody here reads, and of large images, which read_image refuses.
+# Pillow warns of damaged metadata, which is not used here, and of large images, which read_image refuses.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
@@ -39,19 +40,22 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 class Index:
     """A data index, checked: images with their joints.
 
-    path: of a pickled dict beside its images (README, "Your own data"). allow_outside: whether the paths in it may leave
-    its folder. data: the dict, where it has been read and has no faults. Raises UserError.
-    images: N paths, as in the index. joints: (N, 15, 2) float32 in the order of JOINTS, xy in [0, 1] of width and
-    height, -1 where occluded. train: (N,) bool. extra: what else the dict holds, by key.
+    path: a pickled dict beside its images (docs/data.md, "The index"). allow_outside: whether the paths in it may leave
+    its folder. data: the dict of the file, if the caller has read it and found no faults. Raises UserError.
+
+    images: N paths, as in the index. joints: (N, 15, 2) float32 in the order of JOINTS, x and y in shares of width and
+    height, -1 where occluded. train: (N,) bool. extra: the other keys of the dict.
     """
 
     def __init__(self, path, allow_outside=False, data=None):
         if data is None:
             data = read_index(path)
             faults = index_faults(data, allow_outside)
+            if len(faults) > 1:
+                raise UserError(f"{path}: {faults[0]} (and {len(faults) - 1} more: "
+                                f"python tools/check_index.py {path} lists them)")
             if faults:
-                more = f" (and {len(faults) - 1} more faults: python tools/check_index.py {path} lists them)"
-                raise UserError("{}: {}{}".format(path, faults[0], more if len(faults) > 1 else ""))
+                raise UserError(f"{path}: {faults[0]}")
         self.path, self.allow_outside = path, allow_outside
         self.folder = os.path.dirname(os.path.abspath(path))
         self.images = [str(image) for image in data["imgs"]]
@@ -62,23 +66,24 @@ class Index:
         self.extra = {key: data[key] for key in data if key not in ("imgs", "train", "joints", "joint_order")}
 
     def has_torso(self):
-        """(N,) bool: whose hips and shoulders are visible. The others are never used."""
+        """(N,) bool: who shows both hips and both shoulders. Nobody else is ever used."""
         return is_visible(self.joints[:, [J[name] for name in TORSO]]).all(axis=1)
 
     def usable(self, split):
-        """Numbers of the images of a split ("train" or "test") whose hips and shoulders are visible.
+        """Numbers of the images of a split ("train" or "test") that show both hips and both shoulders.
 
-        Raises UserError where there is none.
+        Raises UserError if there is none.
         """
-        usable = np.flatnonzero(self.has_torso() & (self.train if split == "train" else ~self.train))
+        in_split = self.train if split == "train" else ~self.train
+        usable = np.flatnonzero(in_split & self.has_torso())
         if not len(usable):
-            raise UserError("{}: no usable {} image: of {} images {} are for {}, and none of those shows both hips and "
-                            "both shoulders".format(self.path, {"train": "training"}.get(split, split), len(self.train),
-                                                np.sum(self.train == (split == "train")), split))
+            name = "training" if split == "train" else "test"
+            raise UserError(f"{self.path}: no usable {name} image: {np.sum(in_split)} of {len(in_split)} images are "
+                            f"for {split}, and none of those shows both hips and both shoulders")
         return usable
 
     def image_path(self, number):
-        """Path of an image, from the working directory."""
+        """Path of an image, usable from the working directory."""
         return os.path.join(self.folder, self.images[number])
 
 
@@ -88,13 +93,14 @@ def is_visible(joints):
 
 
 def read_index(path):
-    """The dict of an index file, nothing in it trusted. Raises UserError."""
+    """The dict of an index file, with its rules not checked. Raises UserError."""
     if not os.path.isfile(path):
         raise UserError(f"data_index: there is no file {path}; ./download_data.sh fetches the data sets of the paper, "
-                        "python tools/make_toy.py draws one, and the README says how to make your own")
+                        "python tools/make_toy.py draws one, and docs/data.md says how to make your own")
     data = load_plain(path)
     if not isinstance(data, dict):
-        raise UserError(f"{path}: expected a pickled dict with joint_order, imgs, train and joints, found {type(data).__name__}")
+        raise UserError(f"{path}: expected a pickled dict with joint_order, imgs, train and joints, "
+                        f"found {type(data).__name__}")
     return data
 
 
@@ -107,30 +113,22 @@ def index_faults(data, allow_outside=False):
     faults += order_faults
     lists = {}
     for key in ("imgs", "train", "joints"):
-        if key in data:
-            if is_list(data[key]):
-                lists[key] = data[key]
-            else:
-                faults.append(f"{key}: expected a list, found {type(data[key]).__name__}")
+        if key in data and is_list(data[key]):
+            lists[key] = data[key]
+        elif key in data:
+            faults.append(f"{key}: expected a list, found {type(data[key]).__name__}")
     if len({len(values) for values in lists.values()}) > 1:
-        faults.append("lists of unequal length: "
-                      + ", ".join(f"{key} has {len(values)}" for key, values in sorted(lists.items())))
-    if "imgs" in lists and not len(lists["imgs"]):
-        faults.append("imgs: the list is empty")
-    for i, image in enumerate(lists.get("imgs", ())):
-        if not is_file_name(image):
-            faults.append(f"imgs[{i}]: expected a path, found {shown(image)}")
-        elif not allow_outside and leaves_folder(image):
-            faults.append(f"imgs[{i}]: {shown(image)} leaves the folder of the index; allow_outside_images: true allows it")
+        lengths = ", ".join(f"{key} has {len(values)}" for key, values in sorted(lists.items()))
+        faults.append(f"lists of unequal length: {lengths}")
+    faults += _image_faults(lists["imgs"], allow_outside) if "imgs" in lists else []
     faults += [f"train[{i}]: expected true or false, found {shown(flag)}"
-               for i, flag in enumerate(lists.get("train", ()))
-               if not isinstance(flag, (bool, np.bool_, int, np.integer)) or flag not in (0, 1)]
+               for i, flag in enumerate(lists.get("train", ())) if not _is_flag(flag)]
     n_joints = len(data["joint_order"]) if "joint_order" in data and not order_faults else None
     return faults + _joints_faults(lists.get("joints", ()), n_joints)
 
 
 def is_file_name(name):
-    """Whether a value can be the path of a file."""
+    """Whether a value can be a path."""
     if not isinstance(name, str) or not 0 < len(name) < 4096 or "\0" in name:
         return False
     try:
@@ -141,88 +139,116 @@ def is_file_name(name):
 
 
 def leaves_folder(path):
-    """Whether a relative path leads out of the folder it starts from; absolute ones do."""
+    """Whether a path leads out of the folder that it starts from; every absolute path does."""
     path = os.path.normpath(path)
     return os.path.isabs(path) or path.split(os.sep)[0] == os.pardir
+
+
+def is_list(value):
+    """Whether a value is a list, a tuple or an array that has a length."""
+    is_array = isinstance(value, np.ndarray) and value.ndim > 0
+    return is_array or isinstance(value, (list, tuple))
 
 
 def _joint_order_faults(joint_order):
     if not is_list(joint_order):
         return [f"joint_order: expected a list of names, found {type(joint_order).__name__}"]
-    if len(joint_order) > MOST_JOINTS:
-        return [f"joint_order: expected at most {MOST_JOINTS} names, found {len(joint_order)}"]
-    strangers = [f"joint_order[{i}]: expected a name, found {shown(name)}"
-                 for i, name in enumerate(joint_order) if not isinstance(name, str)]
+    if len(joint_order) > MAX_JOINTS:
+        return [f"joint_order: expected at most {MAX_JOINTS} names, found {len(joint_order)}"]
+    faults = [f"joint_order[{i}]: expected a name, found {shown(name)}"
+              for i, name in enumerate(joint_order) if not isinstance(name, str)]
     names = [name for name in joint_order if isinstance(name, str)]
-    return (strangers + [f"joint_order: there is no joint {name!r}" for name in JOINTS if name not in names]
-            + [f"joint_order: {name!r} stands there {names.count(name)} times" for name in JOINTS
-               if names.count(name) > 1])
+    faults += [f"joint_order: there is no joint {name!r}" for name in JOINTS if name not in names]
+    faults += [f"joint_order: {name!r} occurs {names.count(name)} times" for name in JOINTS if names.count(name) > 1]
+    return faults
+
+
+def _image_faults(images, allow_outside):
+    faults = [] if len(images) else ["imgs: the list is empty"]
+    for i, image in enumerate(images):
+        if not is_file_name(image):
+            faults.append(f"imgs[{i}]: expected a path, found {shown(image)}")
+        elif not allow_outside and leaves_folder(image):
+            faults.append(f"imgs[{i}]: {shown(image)} leaves the folder of the index; "
+                          "allow_outside_images: true allows it")
+    return faults
+
+
+def _is_flag(value):
+    return isinstance(value, (bool, np.bool_, int, np.integer)) and value in (0, 1)
 
 
 def _joints_faults(joints, n_joints):
-    """n_joints: how many joint_order names, or None where that is not known."""
-    faults, far, largest, seen = [], [], [], {}
-    for i, given in enumerate(joints):
-        # One list may stand there many times over: it is looked at once. (The list too, so that its id stays its own.)
-        points, _ = seen[id(given)] = seen.get(id(given)) or (_as_points(given), given)
-        if points is None:
-            faults.append("joints[{}]: expected {} pairs of numbers".format(i, n_joints or "as many"))
-        elif n_joints and len(points) != n_joints:
-            faults.append(f"joints[{i}]: expected shape ({n_joints}, 2), found {points.shape}")
-        elif not np.isfinite(points).all():
-            faults.append(f"joints[{i}]: expected finite numbers, found {points[~np.isfinite(points)][0]}")
-        else:
-            largest.append(points.max())
-            if largest[-1] > FARTHEST_JOINT:
-                far.append("joints[%d]: expected shares of width and height, 0 to 1, found %g" % (i, largest[-1]))
-    # Joints a little outside of their picture are common; where most are far outside, the unit is wrong.
-    if largest and np.median(largest) > 2:
-        far = ["joints: expected shares of width and height, 0 to 1, found numbers around %d, as of pixels"
-               % np.median(largest)]
-    return faults + far
+    """n_joints: how many joint_order names, or None if that is not known."""
+    joints = list(joints)  # the rows of an array would come and go, and later ones have the ids of earlier ones
+    # One list may occur many times, so that a small file holds millions of people: each is checked once, by its id.
+    distinct = {id(person): person for person in joints}
+    points = {key: _as_points(person) for key, person in distinct.items()}
+    wrong = {key: _points_fault(array, n_joints) for key, array in points.items()}
+    largest = {key: array.max() for key, array in points.items() if wrong[key] is None}
+    keys = [id(person) for person in joints]
+    faults = [f"joints[{i}]: {wrong[key]}" for i, key in enumerate(keys) if wrong[key] is not None]
+    # Single joints a little outside of the picture are common. If most people have one far outside, the unit is wrong.
+    typical = np.median([largest[key] for key in keys if key in largest] or [0])
+    if typical > 2:
+        return faults + [f"joints: expected shares of width and height, 0 to 1, found numbers around {typical:.0f}, "
+                         "as of pixels"]
+    return faults + [f"joints[{i}]: expected shares of width and height, 0 to 1, found {largest[key]:g}"
+                     for i, key in enumerate(keys) if largest.get(key, 0) > MAX_COORDINATE]
 
 
-def is_list(value):
-    return isinstance(value, (list, tuple)) or isinstance(value, np.ndarray) and value.ndim > 0
+def _as_points(person):
+    """The joints of a person as (n, 2) float64, n > 0, or None if they are no such thing.
 
-
-def _as_points(points):
-    """(n, 2) float64, n > 0, or None where that is not what it is.
-
-    Looked at before numpy is asked: lists that hold one another many times over would fill the memory.
+    Checked before numpy sees them: lists that hold one another many times over would fill the memory.
     """
-    if not (isinstance(points, np.ndarray) and points.dtype.kind in "iuf"):
-        if not is_list(points) or len(points) > MOST_JOINTS:
-            return None
-        for point in points:
-            if not is_list(point) or len(point) != 2 or not all(isinstance(v, numbers.Real) for v in point):
-                return None
+    is_numeric = isinstance(person, np.ndarray) and person.dtype.kind in "iuf"
+    if not is_numeric and not _is_list_of_pairs(person):
+        return None
     try:
-        with np.errstate(invalid="ignore"):  # a signalling nan; it is found below
-            points = np.asarray(points, np.float64)
-    except OverflowError:  # a whole number beyond what a float holds
+        with np.errstate(invalid="ignore"):  # a signalling nan, which _points_fault reports
+            points = np.asarray(person, np.float64)
+    except OverflowError:  # a whole number that no float holds
         return None
     return points if points.ndim == 2 and points.shape[1] == 2 and len(points) else None
+
+
+def _is_list_of_pairs(person):
+    if not is_list(person) or len(person) > MAX_JOINTS:
+        return False
+    return all(is_list(point) and len(point) == 2 and all(isinstance(value, numbers.Real) for value in point)
+               for point in person)
+
+
+def _points_fault(points, n_joints):
+    """What is wrong with the points of _as_points, or None."""
+    if points is None:
+        return f"expected {n_joints} pairs of numbers" if n_joints else "expected pairs of numbers"
+    if n_joints and len(points) != n_joints:
+        return f"expected shape ({n_joints}, 2), found {points.shape}"
+    if not np.isfinite(points).all():
+        return f"expected finite numbers, found {points[~np.isfinite(points)][0]}"
+    return None
 
 
 # ---------------------------------------------------------------------------------------------- its images
 
 def load_image(path, size):
-    """The image file as (size, size, 3) uint8 RGB; aspect not kept.
+    """The image file as (size, size, 3) uint8 RGB, whatever its aspect.
 
-    Bilinear, averaging over areas where it shrinks. Raises UserError where the file is not a whole image.
+    Resized bilinearly, and averaged over areas if it shrinks. Raises UserError if the file is not a whole image.
     """
     image = read_image(path, size)
     return np.asarray(image if image.size == (size, size) else image.resize((size, size), Image.BILINEAR))
 
 
 def read_image(path, size=None):
-    """The image file as a PIL image, RGB, turned upright, transparency ignored.
+    """The image file as a PIL image: RGB, upright, transparency ignored.
 
-    With a size, JPEGs of more than twice as many pixels either way may come at half, a quarter or an eighth of theirs.
-    Raises UserError where the file is not a whole image of at most MAX_PIXELS pixels.
+    Given a size, a large JPEG comes at a half, a quarter or an eighth of its own, but at no less than twice that size.
+    Raises UserError if the file is not a whole image of at most MAX_PIXELS pixels.
     """
-    if not os.path.isfile(path):  # a pipe would be waited for
+    if not os.path.isfile(path):  # opening a pipe would wait for its writer
         raise UserError(f"{shown(path, 1000)}: there is no such image")
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
@@ -239,6 +265,6 @@ def read_image(path, size=None):
 def _to_rgb(image):
     if image.getexif().get(ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bit grey, which Pillow would clip rather than scale
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip instead of scaling it
         image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
     return image if image.mode == "RGB" else image.convert("RGB")

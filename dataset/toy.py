@@ -1,7 +1,7 @@
 """The toy data set: people of plain shapes and strong colours. The true picture of every transfer can be drawn.
 
-An image is draw(person, pose): make_person(seed, number) says what somebody wears, make_pose(seed, number) how somebody
-stands. transfer_error measures transfers to held-out people against their true drawings.
+An image is draw(person, pose). make_person(seed, number) says what a person wears, make_pose(seed, number) how one
+stands. transfer_error compares transfers of held-out people with their true drawings.
 """
 import collections
 import os
@@ -10,8 +10,8 @@ import pickle
 import cv2
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
+from common.console import progress_bar
 from dataset.index import JOINTS
 
 SIZE = 64
@@ -27,13 +27,13 @@ HAIR = ((25, 20, 20), (110, 65, 30), (235, 200, 90), (190, 70, 25), (150, 150, 1
 SKIN = ((250, 215, 185), (205, 150, 110), (120, 75, 50))
 
 FACE = ("reye", "leye", "cnose")
-TORSO = ("rhip", "lhip", "rshoulder", "lshoulder")  # in this order, or other joints would be hidden
+TORSO = ("rhip", "lhip", "rshoulder", "lshoulder")  # another order would make another data set, as random.choice draws
 
 Person = collections.namedtuple("Person", "hair long_hair skin shirt second_colour pattern sleeves trousers shorts")
-Person.__doc__ = """Colours are RGB in 0..255; pattern is plain, stripes or halves; sleeves are none, short or long."""
+Person.__doc__ = """Colours are RGB, 0 to 255; pattern is plain, stripes or halves; sleeves are none, short or long."""
 
 Pose = collections.namedtuple("Pose", "joints hidden from_behind")
-Pose.__doc__ = """joints: xy in [0, 1] of the picture, by name. hidden: names of joints that the index misses.
+Pose.__doc__ = """joints: xy in shares of the picture, by name. hidden: names of the joints that the index lacks.
 from_behind: whether the back is seen.
 """
 
@@ -41,7 +41,7 @@ from_behind: whether the back is seen.
 # ------------------------------------------------------------------------------------------ who, and how
 
 def make_person(seed, number):
-    """Person of this number, the same for the same seed; shirt and trousers are of different colours."""
+    """The Person of this number, the same for the same seed. Shirt and trousers differ in colour."""
     random = np.random.RandomState([seed, 0, number])
     shirt, second, trousers = (CLOTHES[i] for i in random.permutation(len(CLOTHES))[:3])
     return Person(hair=HAIR[random.randint(len(HAIR))], long_hair=bool(random.rand() < 0.4),
@@ -52,10 +52,10 @@ def make_person(seed, number):
 
 
 def make_pose(seed, number):
-    """Pose of this number, the same for the same seed."""
+    """The Pose of this number, the same for the same seed."""
     random = np.random.RandomState([seed, 1, number])
     from_behind = bool(random.rand() < 0.15)
-    height = random.uniform(0.84, 0.94)  # of the picture
+    height = random.uniform(0.84, 0.94)  # in shares of the picture's
     turn = random.uniform(0.6, 1.0)  # how broad the shoulders look
     lean = random.uniform(-0.15, 0.15)
     hip = np.array([0.5 + random.uniform(-0.06, 0.06), 0.54 + random.uniform(-0.02, 0.03)])
@@ -93,15 +93,12 @@ def _turned(down, outward, angle):
 # ------------------------------------------------------------------------------------------ drawing
 
 def draw(person, pose):
-    """The picture of a person in a pose, anti-aliased, and which of its pixels are the person's.
-
-    Returns (64, 64, 3) uint8 and (64, 64) bool.
-    """
+    """The anti-aliased picture of a person in a pose, (64, 64, 3) uint8, and where the person is, (64, 64) bool."""
     side = SIZE * OVERSAMPLING
     canvas = np.zeros((side, side, 4), np.uint8)  # the fourth channel is the person's share of a pixel
     canvas[..., :3] = BACKGROUND
     points = {name: xy * side for name, xy in pose.joints.items()}
-    # What is nearer hides what is behind it. Arms are held before the body; of the feet the lower one is nearer.
+    # Nearer parts are drawn later and hide others. Arms are before the body; the lower wrist and foot are nearer.
     arms = sorted("lr", key=lambda arm: points[arm + "wrist"][1])
     legs = sorted("lr", key=lambda leg: points[leg + "ankle"][1])
     if pose.from_behind:
@@ -139,12 +136,12 @@ def _draw_leg(canvas, person, points, side):
     width = 0.125 * len(canvas)
     _draw_limb(canvas, [hip, knee, ankle], width, person.skin if person.shorts else person.trousers)
     if person.shorts:
-        # Short enough for skin to show on the thighs: there are no crops of the lower legs.
+        # Short enough to show skin on the thighs: the network gets no crops of the lower legs.
         _draw_limb(canvas, [hip, hip + 0.5 * (knee - hip)], 1.1 * width, person.trousers, outline=False)
     cv2.circle(canvas, _pixel(ankle), int(0.065 * len(canvas)), SHOES + (255,), -1)
 
 
-def _draw_limb(canvas, joints, width, colour, outline=True):
+def _draw_limb(canvas, joints, width, colour, *, outline=True):
     layers = [(1.15 * width, _darker(colour))] if outline else []
     for thickness, shade in layers + [(width, colour)]:
         for a, b in zip(joints, joints[1:]):
@@ -153,7 +150,7 @@ def _draw_limb(canvas, joints, width, colour, outline=True):
 
 def _draw_torso(canvas, person, points):
     lshoulder, rshoulder, lhip, rhip = (points[name] for name in ("lshoulder", "rshoulder", "lhip", "rhip"))
-    # A little wider than the joints, which lie inside of the body.
+    # A little wider than the joints, which lie inside the body.
     shoulders = _widened(lshoulder, rshoulder, 1.2)
     hips = _widened(lhip, rhip, 1.5)
     top = 0.04 * (shoulders.mean(axis=0) - hips.mean(axis=0))
@@ -161,10 +158,10 @@ def _draw_torso(canvas, person, points):
     _fill(canvas, [shoulders[0], shoulders[1], hips[1], hips[0]], person.shirt)
     if person.pattern == "stripes":
         for begin in (0.2, 0.6):
-            _fill_band(canvas, shoulders, hips, begin, begin + 0.2, person.second_colour)
+            _fill_band(canvas, shoulders, hips, begin=begin, end=begin + 0.2, colour=person.second_colour)
     elif person.pattern == "halves":
-        _fill_band(canvas, shoulders, hips, 0.5, 1.0, person.second_colour)
-    _fill_band(canvas, shoulders, hips, 0.92, 1.12, person.trousers)
+        _fill_band(canvas, shoulders, hips, begin=0.5, end=1.0, colour=person.second_colour)
+    _fill_band(canvas, shoulders, hips, begin=0.92, end=1.12, colour=person.trousers)
 
 
 def _widened(a, b, factor):
@@ -172,7 +169,8 @@ def _widened(a, b, factor):
     return np.stack([middle + factor * (a - middle), middle + factor * (b - middle)])
 
 
-def _fill_band(canvas, shoulders, hips, begin, end, colour):
+def _fill_band(canvas, shoulders, hips, *, begin, end, colour):
+    """Fills the torso from `begin` to `end`, in shares of the way from the shoulders to the hips."""
     upper, lower = (shoulders + share * (hips - shoulders) for share in (begin, end))
     _fill(canvas, [upper[0], upper[1], lower[1], lower[0]], colour)
 
@@ -182,7 +180,7 @@ def _fill(canvas, corners, colour):
 
 
 def _head(points):
-    """Centre, radius and the direction of up."""
+    """Centre and radius of the head, and the unit vector to its top."""
     neck = 0.5 * (points["lshoulder"] + points["rshoulder"])
     up = points["cnose"] - neck
     return neck + 1.05 * up, 0.68 * np.linalg.norm(up), up / np.linalg.norm(up)
@@ -222,13 +220,13 @@ def _darker(colour):
 # ------------------------------------------------------------------------------------------ the data set
 
 def make_data_set(out, n_train, n_test, seed):
-    """Writes images and, last of all, the index; people of the test split are in it alone."""
+    """Writes the images and then the index, which it returns. Nobody is in both splits."""
     os.makedirs(os.path.join(out, "images"), exist_ok=True)
     index = {"joint_order": list(JOINTS), "imgs": [], "train": [], "joints": [], "person": [], "toy_seed": seed}
-    for number in tqdm(range((n_train + n_test) * POSES_PER_PERSON), desc="drawing people", unit="image"):
+    for number in progress_bar(range((n_train + n_test) * POSES_PER_PERSON), desc="drawing people", unit="image"):
         person = number // POSES_PER_PERSON
         pose = make_pose(seed, number)
-        name = os.path.join("images", "%04d_%s.png" % (person, number % POSES_PER_PERSON))
+        name = os.path.join("images", f"{person:04d}_{number % POSES_PER_PERSON}.png")
         Image.fromarray(draw(make_person(seed, person), pose)[0]).save(os.path.join(out, name))
         index["imgs"].append(name)
         index["train"].append(person < n_train)
@@ -242,7 +240,7 @@ def make_data_set(out, n_train, n_test, seed):
 
 
 def index_joints(pose):
-    """The joints of a pose as an index holds them: (15, 2) float32, negative where hidden or outside of the picture."""
+    """The joints of a pose as an index holds them, (15, 2) float32; -1 where hidden or outside of the picture."""
     joints = np.array([pose.joints[name] for name in JOINTS], np.float32)
     missing = [name in pose.hidden for name in JOINTS] | (joints < 0).any(axis=1) | (joints >= 1).any(axis=1)
     joints[missing] = -1
@@ -252,21 +250,27 @@ def index_joints(pose):
 # ------------------------------------------------------------------------------------------ the truth of transfers
 
 def is_toy(joints, extra):
-    """Whether an index (joints (N, 15, 2) in the order of JOINTS; its other keys) is the toy's, whole and in order."""
+    """Whether an index is the toy's, whole and in order.
+
+    joints: (N, 15, 2) in the order of JOINTS. extra: the index's other keys.
+    """
     seed, people = extra.get("toy_seed"), extra.get("person")
-    if not isinstance(people, list) or len(people) != len(joints) or not all(
-            isinstance(number, int) and 0 <= number < 2**32 for number in [seed] + people):
+    if not isinstance(people, list) or len(people) != len(joints):
         return False
-    return all(np.array_equal(joints[i], index_joints(make_pose(seed, i))) for i in {0, len(joints) // 2, len(joints) - 1})
+    if not all(isinstance(number, int) and 0 <= number < 2**32 for number in [seed] + people):
+        return False
+    some = {0, len(joints) // 2, len(joints) - 1}
+    return all(np.array_equal(joints[i], index_joints(make_pose(seed, i))) for i in some)
 
 
-def transfer_error(render, people, usable, seed, n=200, n_mean=32):
-    """Mean absolute error of transfers in [-1, 1], over the pixels of the person in the true drawing.
+def transfer_error(render, people, usable, seed, *, n=200, n_mean=32):
+    """Mean absolute error of n transfers to held-out people and poses, and of two other answers, by name.
+
+    "transfer": the transfers; "mean_appearance": always the mean of n_mean training people in the pose; "wrong_person":
+    another held-out person in the pose. Errors are of values in [-1, 1], over the person's pixels in the true drawing.
 
     render(appearances, poses): pictures (n, 64, 64, 3) in [-1, 1] of the images' people in the images' poses.
     people: the number of the person in every image. usable: {"train": image numbers, "test": image numbers}.
-    Returns the errors over n pairs of held-out people and poses: of the transfers; of always answering with the mean
-    of n_mean training people in that pose; of another held-out person in that pose.
     """
     random = np.random.RandomState([seed, 2])
     appearances, poses, others = (random.choice(usable["test"], n) for _ in range(3))
@@ -280,7 +284,7 @@ def transfer_error(render, people, usable, seed, n=200, n_mean=32):
         truth, mask = draw(make_person(seed, people[appearance]), pose)
         mean = np.mean([draw(person, pose)[0] for person in training], axis=0)
         wrong = draw(make_person(seed, people[other]), pose)[0]
-        for name, answer in (("transfer", picture), ("mean_appearance", mean / 127.5 - 1),
-                             ("wrong_person", wrong / 127.5 - 1)):
+        answers = {"transfer": picture, "mean_appearance": mean / 127.5 - 1, "wrong_person": wrong / 127.5 - 1}
+        for name, answer in answers.items():
             errors[name].append(np.abs(answer - (truth / 127.5 - 1))[mask].mean())
     return {name: float(np.mean(values)) for name, values in errors.items()}

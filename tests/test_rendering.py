@@ -1,92 +1,19 @@
 """Transfers and animations of one's own choice."""
 import os
-import pickle
 
 import imageio_ffmpeg
 import numpy as np
 import pytest
-from helpers import exit_code, make_index, only_run, standing
+from helpers import exit_code, only_run, standing
 from PIL import Image
 
 import main
 from batches import stick_figure
 from common.errors import UserError
 from dataset.index import Index, J, load_image
-from dataset.selection import select, unique_labels
 from inference import rendering
 from inference.movies import write_gif, write_mp4
 from inference.rendering import interpolate
-
-# ---------------------------------------------------------------------------------------------- choosing
-
-@pytest.fixture
-def index(tmp_path):
-    """Images 0 to 7, of which number 4 shows no hip."""
-    names = ["images/a.png", "images/b.png", "more/a.png", "more/c.1.png", "more/d.png", "more/7.png", "3.png", "a.png"]
-    joints = [standing(cnose=(0.1 * i, 0.1)) for i in range(8)]
-    joints[4] = standing("lhip")
-    (tmp_path / "more").mkdir()
-    path = make_index(tmp_path, n=8, joints=joints)
-    for i, name in enumerate(names):
-        os.replace(str(tmp_path / (f"images/{i}.png")), str(tmp_path / name))
-    with open(path, "rb") as file:
-        data = dict(pickle.load(file), imgs=names)
-    with open(path, "wb") as file:
-        pickle.dump(data, file)
-    return Index(path)
-
-
-@pytest.mark.parametrize("items, expected", [
-    (["1"], [1]), (["b"], [1]), (["b.png"], [1]), (["images/b.png"], [1]), (["more/a"], [2]), (["c.1"], [3]),
-    (["1", "0", "1"], [1, 0, 1]), (["1-3"], [1, 2, 3]), (["3-1"], [3, 2, 1]), (["3-5"], [3, 5]), (["more"], [2, 3, 5]),
-    (["more/", "0"], [2, 3, 5, 0]), (["7.png"], [5]), (["3-3"], [3]), (["3.png"], [6]), (["a.png"], [7]), (["07"], [7])])
-def test_images_are_chosen_by_name_number_range_and_folder(index, items, expected):
-    chosen = select(index, items, "--pose")
-    assert [round(float(x) * 10) for x in chosen.joints[:, J["cnose"], 0]] == expected
-    assert [chosen.image_path(i) for i in range(len(chosen))] == [index.image_path(n) for n in expected]
-    assert len(set(chosen.labels)) == len(expected)
-
-
-def test_stems_that_no_number_of_the_index_is_written_as_are_names(tmp_path):
-    path = make_index(tmp_path, n=3)
-    with open(path, "rb") as file:
-        data = pickle.load(file)
-    names = ["images/0002.jpg", "images/12.jpg", "images/1.jpg"]
-    with open(path, "wb") as file:
-        pickle.dump(dict(data, imgs=names), file)
-    chosen = select(Index(path), ["0002", "12", "0", "01"], "--pose")
-    assert [os.path.basename(chosen.image_path(i)) for i in range(4)] == ["0002.jpg", "12.jpg", "0002.jpg", "12.jpg"]
-
-
-@pytest.mark.parametrize("item, words", [
-    ("a", "3 images of .* have this name; expected a path such as images/a.png"), ("8", "expected numbers from 0 to 7"),
-    ("2-8", "expected numbers from 0 to 7"), ("3", "means the image 3.png and others by number; .* 3-3"),
-    ("7", "means the image more/7.png"), ("d", "expected an image that shows both hips and both shoulders"),
-    ("4-4", "expected an image that shows both hips"), ("images/bb.png", "did you mean images/b.png"), ("nowhere", "expected an image of .* or a folder"),
-    ("", "expected an image"), ("9" * 30, "expected an image")])
-def test_images_that_are_not_there_are_refused(index, item, words):
-    with pytest.raises(UserError, match="^--pose: .*" + words):
-        select(index, [item], "--pose")
-
-
-def test_the_folder_of_another_data_set_gives_all_its_people(index, tmp_path):
-    other = tmp_path / "dance"
-    other.mkdir()
-    make_index(other, n=3, joints=[standing(), standing("rhip"), standing(cnose=(0.9, 0.1))])
-    chosen = select(index, ["1", str(other)], "--pose")
-    assert len(chosen) == 3 and chosen.image_path(2) == str(other / "images" / "2.png")
-    np.testing.assert_allclose(chosen.joints[2, J["cnose"]], (0.9, 0.1), rtol=1e-6)
-
-
-def test_many_equal_names_take_no_longer():
-    assert len(set(unique_labels(f"{i}/image.jpg" for i in range(50000)))) == 50000
-
-
-def test_labels_are_fit_for_files_and_differ():
-    labels = unique_labels(["x/a.png", "y/a.png", "a_2.png", "/b c/\u00e9 .jpg", "../..", "n" * 300])
-    assert labels[:3] == ["a", "a_2", "a_2_2"] and len(set(labels)) == 6
-    assert all(0 < len(label) < 90 and "/" not in label and label.isascii() for label in labels)
-
 
 # ---------------------------------------------------------------------------------------------- transfer
 

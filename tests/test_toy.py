@@ -33,7 +33,8 @@ def test_the_same_command_gives_the_same_bytes_and_another_seed_others(tmp_path)
         make_data_set(str(tmp_path / name), 2, 1, seed)
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
     assert len(digests(tmp_path / "a")) == 3 * 4 + 1
-    different = [name for name, value in digests(tmp_path / "a").items() if digests(tmp_path / "c")[name] != value]
+    others = digests(tmp_path / "c")
+    different = [name for name, value in digests(tmp_path / "a").items() if others[name] != value]
     assert len(different) == 13
 
 
@@ -53,7 +54,7 @@ def test_an_image_is_the_drawing_of_its_person_in_its_pose(toy):
         assert 0.1 < mask.mean() < 0.5 and (np.abs(picture[~mask].astype(int) - BACKGROUND) < 140).all()
 
 
-def test_poses_vary_as_the_readme_says():
+def test_some_people_are_seen_from_behind_and_a_few_torsos_are_hidden():
     poses = [make_pose(0, i) for i in range(2000)]
     joints = np.stack([index_joints(pose) for pose in poses])
     behind = np.array([pose.from_behind for pose in poses])
@@ -70,7 +71,8 @@ def test_only_the_whole_index_in_order_is_the_toys(toy):
     index = Index(str(toy / "index.p"))
     assert is_toy(index.joints, index.extra)
     assert not is_toy(index.joints[::-1], index.extra)
-    for other in ({}, {"toy_seed": 1}, {"toy_seed": 2, "person": index.extra["person"]}, {"toy_seed": 1, "person": [1]}):
+    people = index.extra["person"]
+    for other in ({}, {"toy_seed": 1}, {"toy_seed": 2, "person": people}, {"toy_seed": 1, "person": [1]}):
         assert not is_toy(index.joints, other)
 
 
@@ -97,18 +99,21 @@ def test_transfer_error_is_0_for_the_truth_and_that_of_the_answer_otherwise():
 
 
 def test_the_command_says_what_it_made_and_refuses_nonsense(tmp_path):
-    command = [sys.executable, os.path.join(ROOT, "tools", "make_toy.py"), "--out", str(tmp_path / "toy"), "--train", "1", "--test", "1"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0 and "8 images of 2 people, 1 of them held out" in done.stdout
+    command = [sys.executable, os.path.join(ROOT, "tools", "make_toy.py"), "--train", "1", "--test", "1"]
+    done = subprocess.run(command + ["--out", "toy"], cwd=str(tmp_path), capture_output=True, text=True)
+    assert done.returncode == 0 and "8 images of 2 people, 1 of them held out, are in toy\n" in done.stdout
+    assert len(Index(str(tmp_path / "toy" / "index.p")).images) == 8
     (tmp_path / "file").write_text("")
-    for options in (["--train", "0"], ["--out", str(tmp_path / "file")]):
-        refused = subprocess.run(command + options, capture_output=True, text=True)
-        assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    for options, words in ((["--train", "0"], "--train and --test must be 1 or more"),
+                           (["--seed", "-1"], "--seed from 0 to 4294967295"),
+                           (["--out", str(tmp_path / "file")], "--out: cannot write")):
+        refused = subprocess.run(command + options, cwd=str(tmp_path), capture_output=True, text=True)
+        assert refused.returncode == 2 and words in refused.stderr and refused.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("number", range(5))
 def test_clothes_show(number):
-    """Shirt, trousers, skin and hair colours are there to be seen from the front."""
+    """The colours of shirt, trousers, skin and hair can be seen from the front."""
     person = make_person(0, number)
     front = next(pose for pose in (make_pose(0, i) for i in range(99)) if not pose.from_behind)
     picture, mask = draw(person, front)

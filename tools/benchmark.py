@@ -4,8 +4,8 @@
     python tools/benchmark.py input --config market.yaml           the input pipeline alone, by number of threads
     python tools/benchmark.py step --config market.yaml --against OTHER_CHECKOUT
 
-Where the config's data or VGG19's weights are missing, made-up data and random weights of the same sizes take their place.
---json prints one line of JSON; --against runs the other checkout's benchmark turn about with this one's, and ratios.
+If the config's data or VGG19's weights are missing, made-up data and random weights of the same sizes take their place.
+--json prints one line of JSON. --against also runs the other checkout's benchmark, in alternation, and prints ratios.
 """
 import argparse
 import json
@@ -30,7 +30,7 @@ with quiet_stderr():
     import tensorflow.compat.v1 as tf
 
 from batches import BatchOrder, Loader, pipeline
-from common.errors import Parser, UserError, run, whole_number
+from common.errors import Parser, UserError, run, shown, whole_number
 from common.machine import cpu_count, make_session, set_up_tensorflow
 from dataset.index import JOINTS, STANDING, Index
 from deeploss import load_weights
@@ -66,25 +66,28 @@ def parse_options(argv):
                         help="measurements, after two that do not count (10)")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     parser.add_argument("--against", metavar="PATH", help="another checkout of this repository to compare with")
-    parser.add_argument("--rounds", type=whole_number(1000), default=3, metavar="N", help="how often --against runs either (3)")
+    parser.add_argument("--rounds", type=whole_number(1000), default=3, metavar="N",
+                        help="runs of each checkout with --against (3)")
     return parser.parse_args(argv)
 
 
 # ---------------------------------------------------------------------------------------------- training steps
 
 def benchmark_step(config, options, folder):
-    """Times training steps and, between them, matrix products, so that both meet the same moods of the machine."""
+    """Times of training steps and, between them, of matrix products, as the machine's speed varies over time."""
     load, order = make_loader(config, folder)
     source = config["vgg_weights"] if os.path.isfile(config["vgg_weights"]) else "random"
     with tf.Graph().as_default():
         iterator = tf.data.make_initializable_iterator(pipeline(load, order))
-        graph = TrainingGraph(config, iterator.get_next(), load.shapes(), load_weights(source, config["feature_layers"]))
+        weights = load_weights(source, config["feature_layers"])
+        graph = TrainingGraph(config, iterator.get_next(), load.shapes(), weights)
         flop = count_flop(graph.update)
         product = MatrixProduct()
         tf.get_default_graph().finalize()
         with make_session(config) as session:
             graph.start(session)
-            graph.initialise_from_data(session, load.batch(order.front(config["init_batches"] * config["batch_size"])))
+            numbers = order.front(config["init_batches"] * config["batch_size"])
+            graph.initialise_from_data(session, load.batch(numbers))
             session.run(iterator.initializer)
             first = time.time() - STARTED
             timed(session, [graph.scalars, graph.update])
@@ -96,29 +99,32 @@ def benchmark_step(config, options, folder):
             steps, waits, products = [], [], []
             for _ in range(options.steps):
                 steps.append(timed(session, [graph.scalars, graph.update]))
-                waits.append(timed(session, graph.batch.has_part))  # until the next batch is there
+                waits.append(timed(session, graph.batch.has_part))  # the time until the next batch is there
                 products.append(timed(session, product.op))
     step, rate = float(np.median(steps)), product.gflop / float(np.median(products))
     return {"config": os.path.basename(options.config), "tensorflow": tf.__version__, "precision": config["precision"],
-            "cores": cpu_count(), "step_s": step, "step_s_quartiles": [float(q) for q in np.percentile(steps, [25, 75])],
-            "images_per_s": config["batch_size"] / step, "gflop_per_step": flop / 1e9, "gflop_per_s": flop / 1e9 / step,
+            "cores": cpu_count(),
+            "step_s": step, "step_s_quartiles": [float(q) for q in np.percentile(steps, [25, 75])],
+            "images_per_s": config["batch_size"] / step,
+            "gflop_per_step": flop / 1e9, "gflop_per_s": flop / 1e9 / step,
             "matrix_product_gflop_per_s": rate, "share_of_matrix_product": flop / 1e9 / step / rate,
             "share_waiting_for_input": float(np.median(waits)) / step, "peak_memory_gb": memory,
             "start_to_first_step_s": first, "start_to_end_of_first_step_s": after_first}
 
 
 def timed(session, fetches):
+    """Seconds that session.run(fetches) takes."""
     start = time.time()
     session.run(fetches)
     return time.time() - start
 
 
 class MatrixProduct:
-    """A float32 matrix product in the graph: op, initializer, gflop."""
+    """A float32 matrix product in the graph: op, initializer of its input, gflop."""
 
     def __init__(self, size=MATRIX_SIZE):
         with tf.variable_scope("matrix_product"):
-            # Made in the session: as a constant it would weigh on the graph.
+            # A variable, as a constant would be 64 MB of the graph.
             a = tf.get_variable("a", initializer=tf.random.uniform((size, size)), collections=[], trainable=False)
         self.initializer = a.initializer
         self.op = tf.matmul(a, a).op
@@ -131,7 +137,7 @@ def count_flop(op):
 
 
 def needed_by(op):
-    """The set of operations that running `op` runs, itself among them."""
+    """The set of operations that running `op` runs, including itself."""
     todo, seen = [op], {op}
     while todo:
         op = todo.pop()
@@ -143,7 +149,7 @@ def needed_by(op):
 
 
 def _flop_of(op):
-    """2 per multiplication and addition: pixels of the side with fewer of them (the strided one) x kernel."""
+    """Twice the multiplications: for convolutions, pixels of the smaller (strided) side x size of the kernel."""
     def size(tensor, *axes):
         return int(np.prod([int(tensor.shape[axis]) for axis in axes]))
 
@@ -154,16 +160,16 @@ def _flop_of(op):
     if op.type == "Conv2DBackpropFilter":
         return 2 * size(op.inputs[2], 0, 1, 2) * size(op.outputs[0], 0, 1, 2, 3)
     if op.type in ("MatMul", "BatchMatMul", "BatchMatMulV2"):
-        left, right = op.inputs[:2]
-        shared = left.shape.as_list()[-2 if op.get_attr("transpose_a" if op.type == "MatMul" else "adj_x") else -1]
-        return 2 * int(np.prod(op.outputs[0].shape.as_list())) * int(shared)
+        is_transposed = op.get_attr("transpose_a" if op.type == "MatMul" else "adj_x")
+        summed = op.inputs[0].shape.as_list()[-2 if is_transposed else -1]
+        return 2 * int(np.prod(op.outputs[0].shape.as_list())) * int(summed)
     return 0
 
 
 # ---------------------------------------------------------------------------------------------- the input pipeline
 
 def benchmark_input(config, options, folder):
-    """images/s of the pipeline with 1, 2, 4 ... threads, up to the cores of this process."""
+    """Images per second of the pipeline with 1, 2, 4 ... threads, up to the cores of this process."""
     load, order = make_loader(config, folder)
     results = {"config": os.path.basename(options.config), "tensorflow": tf.__version__, "cores": cpu_count(),
                "spatial_size": config["spatial_size"], "box_factor": config["box_factor"]}
@@ -181,7 +187,7 @@ def benchmark_input(config, options, folder):
                         session.run(batch.has_part)
                         n += order.batch_size
                     rates.append(n / (time.time() - start))
-        results["images_per_s_%d_threads" % threads] = float(np.median(rates[2:]))
+        results[f"images_per_s_{threads}_threads"] = float(np.median(rates[2:]))
         threads *= 2
     return results
 
@@ -189,7 +195,7 @@ def benchmark_input(config, options, folder):
 # ---------------------------------------------------------------------------------------------- made-up data
 
 def make_loader(config, folder):
-    """(Loader, BatchOrder) of the config's data or, where that is missing, of made-up people in JPEGs of spatial_size."""
+    """(Loader, BatchOrder) of the config's data or, if that is missing, of made-up people in JPEGs of spatial_size."""
     path = config["data_index"]
     if not os.path.isfile(path):
         path = make_up_data(folder, config["spatial_size"])
@@ -199,7 +205,7 @@ def make_loader(config, folder):
 
 
 def make_up_data(folder, size, n=128):
-    """Writes n images with the detail of photos, and their index; returns its path."""
+    """Writes n images as detailed as photos, and their index; returns its path."""
     random = np.random.RandomState(0)
     os.mkdir(os.path.join(folder, "images"))
     names = [f"images/{i}.jpg" for i in range(n)]
@@ -218,25 +224,32 @@ def make_up_data(folder, size, n=128):
 # ---------------------------------------------------------------------------------------------- two checkouts
 
 def compare(options):
-    """Medians of both checkouts' results, run turn about, and the ratios of this one's to the other's."""
-    runs = {"this": [], "other": []}
+    """Medians of both checkouts' results, which run in alternation, and ratios of this one's to the other's."""
+    runs = {"other": [], "this": []}
+    roots = {"other": os.path.abspath(options.against), "this": ROOT}
     for _ in range(options.rounds):
-        for name, root in (("other", os.path.abspath(options.against)), ("this", ROOT)):
-            script = os.path.join(root, "tools", "benchmark.py")
-            if not os.path.isfile(script):
-                raise UserError(f"--against: {options.against}: expected a checkout with tools/benchmark.py")
-            command = [sys.executable, script, options.what, "--config", os.path.abspath(options.config), "--json",
-                       "--steps", str(options.steps)] + [f"--set={key}={json.dumps(value)}" for key, value in options.set]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                raise UserError("the benchmark of {} failed: {}".format(root, done.stderr.strip().split("\n")[-1]))
-            runs[name].append(json.loads(done.stdout.strip().split("\n")[-1]))
+        for name, root in roots.items():
+            runs[name].append(run_in(root, options))
     results = {}
     for key, value in runs["this"][0].items():
         if isinstance(value, float) and key in runs["other"][0]:
             this, other = (float(np.median([run[key] for run in runs[name]])) for name in ("this", "other"))
             results.update({key: this, key + "_other": other, key + "_ratio": this / other})
     return results
+
+
+def run_in(root, options):
+    """The results of a checkout's own benchmark. Raises UserError if it fails."""
+    script = os.path.join(root, "tools", "benchmark.py")
+    if not os.path.isfile(script):
+        raise UserError(f"--against: {shown(root, 1000)}: expected a checkout with tools/benchmark.py")
+    command = [sys.executable, script, options.what, "--config", os.path.abspath(options.config), "--json",
+               "--steps", str(options.steps)] + [f"--set={key}={json.dumps(value)}" for key, value in options.set]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        error = done.stderr.strip().split("\n")[-1]
+        raise UserError(f"the benchmark of {root} failed: {error}")
+    return json.loads(done.stdout.strip().split("\n")[-1])
 
 
 BENCHMARKS = {"step": benchmark_step, "input": benchmark_input}

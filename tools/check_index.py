@@ -2,8 +2,8 @@
 
     python tools/check_index.py data/market/index.p
 
-Prints what is in the index and what looks suspicious; lists every fault on stderr, one line each; writes preview.png, of
-some people their image, stick figure and part crops. Exit code 0 when training can start, 2 when not.
+Prints what is in the index and what looks suspicious. Lists every fault on stderr, one line each. Writes preview.png:
+the images of some people with their stick figures and part crops. The exit code is 0 if training can start, 2 if not.
 """
 import argparse
 import collections
@@ -37,9 +37,10 @@ from dataset.index import (
 PREVIEW = "preview.png"
 PREVIEW_SIZE = 128
 PREVIEW_PEOPLE = 8
-LARGEST_IMAGE_FILE = 10**8  # bytes that are compared
-MOST_LINES = 20  # of one kind of suspicion
-FEWEST_TO_JUDGE = 5  # people from whom on "most of them" means something
+MAX_COMPARED = 10**8  # bytes of an image file
+MAX_LINES = 20  # of one kind of suspicion
+MIN_PEOPLE = 5  # for a majority verdict
+MIN_JOINTS = 50  # to judge where they lie
 
 
 def main(argv=None):
@@ -55,56 +56,62 @@ def main(argv=None):
 
 
 def parse_options(argv):
-    parser = Parser(
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=f"Checks a data index: its rules, its images, what looks suspicious. Writes {PREVIEW}. Exit code 0 when\n"
-                    "training can start, 2 when not.")
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("index", metavar="INDEX", help="such as data/market/index.p")
     parser.add_argument("--allow-outside-images", action="store_true",
-                        help="as the config key: paths in the index may leave its folder")
+                        help="as the config key of this name: paths in the index may leave its folder")
     return parser.parse_args(argv)
 
 
 def check(path, allow_outside):
-    """Prints what is to be known of the index at `path` and writes the preview; returns its faults, a list of lines."""
+    """Prints a description of the index at `path` and writes the preview; returns its faults, a list of lines."""
     data = read_index(path)
     faults = [f"{path}: {fault}" for fault in index_faults(data, allow_outside)]
-    sizes, digests, image_faults = check_images(os.path.dirname(os.path.abspath(path)), image_names(data, allow_outside))
+    names = image_names(data, allow_outside)
+    sizes, digests, image_faults = check_images(os.path.dirname(os.path.abspath(path)), names)
     print_sizes(sizes)
     if faults:
         return faults + image_faults
-    index, faults = Index(path, data=data), image_faults
-    for split in ("train", "test"):
-        try:
-            usable = len(index.usable(split))
-        except UserError as error:
-            usable = 0
-            faults.append(str(error))
-        print("{}: {} images, {} of them usable (both hips and both shoulders are visible)".format(split, np.sum(index.train == (split == "train")), usable))
+    index = Index(path, data=data)
+    split_faults = check_splits(index)
     visible = is_visible(index.joints).mean(axis=0)
     print("visible: " + ", ".join(f"{name} {100 * visible[J[name]]:.0f} %" for name in JOINTS))
     for suspicion in suspicions(index.joints) + shared_images(index, digests):
         print("suspicious: " + suspicion)
     write_preview(index, digests)
+    return image_faults + split_faults
+
+
+def check_splits(index):
+    """Prints how many images of each split are usable; returns the faults."""
+    faults = []
+    for split, in_split in (("train", index.train), ("test", ~index.train)):
+        try:
+            n_usable = len(index.usable(split))
+        except UserError as error:
+            n_usable = 0
+            faults.append(str(error))
+        print(f"{split}: {np.sum(in_split)} images, {n_usable} of them usable "
+              "(both hips and both shoulders are visible)")
     return faults
 
 
 # ---------------------------------------------------------------------------------------------- the images
 
 def image_names(data, allow_outside):
-    """The image paths in the dict of an index, of which the rest may have any fault."""
+    """The paths in the dict of an index that may be read; anything else in it may be faulty."""
     images = data["imgs"] if "imgs" in data and is_list(data["imgs"]) else ()
     return sorted({str(name) for name in images if is_file_name(name) and (allow_outside or not leaves_folder(name))})
 
 
 def check_images(folder, names):
-    """Decodes the image files, in parallel: (how often each (width, height) occurs, digests by name, faults)."""
+    """Decodes the image files in threads: (how often each (width, height) occurs, digests by name, faults)."""
     def look(name):
         path = os.path.join(folder, name)
         try:
             size = read_image(path).size
             with open(path, "rb") as file:
-                return name, size, hashlib.md5(file.read(LARGEST_IMAGE_FILE)).digest(), None
+                return name, size, hashlib.md5(file.read(MAX_COMPARED)).digest(), None
         except UserError as error:
             return name, None, None, str(error)
 
@@ -121,56 +128,79 @@ def check_images(folder, names):
 
 
 def print_sizes(sizes):
-    if sizes:
-        most = sizes.most_common(3)
-        more = ", and %s other sizes" % (len(sizes) - 3) if len(sizes) > 3 else ""
-        print("sizes: {} image files; {}{}".format(sum(sizes.values()), ", ".join(f"{w} x {h}: {n}" for (w, h), n in most), more))
+    """Prints the most frequent sizes of images."""
+    if not sizes:
+        return
+    most = ", ".join(f"{width} x {height}: {n}" for (width, height), n in sizes.most_common(3))
+    more = f", and {len(sizes) - 3} other sizes" if len(sizes) > 3 else ""
+    print(f"sizes: {sum(sizes.values())} image files; {most}{more}")
 
 
 # ---------------------------------------------------------------------------------------------- suspicions
 
 def suspicions(joints):
-    """What is allowed and yet looks wrong in joints (N, 15, 2), a list of lines."""
+    """What the rules allow and yet looks wrong in joints (N, 15, 2), a list of lines."""
     visible = is_visible(joints)
-    found = []
+    return swapped_sides(joints, visible) + far_joints(joints, visible) + misplaced_joints(joints[visible])
 
-    def report_if_most(wrong, of, line):
-        """Where most of enough people are wrong."""
-        if of.sum() >= FEWEST_TO_JUDGE and wrong[of].mean() > 0.5:
-            found.append(line % (100 * wrong[of].mean(), of.sum()))
 
-    # Whoever shows the face faces the camera: the right shoulder is on the image's left.
+def swapped_sides(joints, visible):
+    """Lines about left and right. With people who face the camera, the right shoulder is on the image's left."""
     right_of = {pair: joints[:, J["r" + pair], 0] > joints[:, J["l" + pair], 0] for pair in ("shoulder", "hip", "eye")}
     both = {pair: visible[:, J["r" + pair]] & visible[:, J["l" + pair]] for pair in right_of}
     face = visible[:, J["cnose"]] & both["eye"]
+    found = []
     for pair in ("shoulder", "hip"):
-        report_if_most(right_of[pair], face & both[pair], "left and right seem swapped: with %.0f %% of the %d people "
-                       f"whose face is seen, the right {pair} is on the image's right")
+        judged = face & both[pair]
+        wrong = right_of[pair][judged]
+        if is_most(wrong):
+            found.append(f"left and right seem swapped: with {percent(wrong)} of the {len(wrong)} people whose face is "
+                         f"seen, the right {pair} is on the image's right")
     facing = both["shoulder"] & ~right_of["shoulder"]
-    report_if_most(right_of["eye"], face & facing, "the eyes seem swapped: with %.0f %% of the %d people who face the "
-                   "camera, the right eye is on the image's right")
+    wrong = right_of["eye"][face & facing]
+    if is_most(wrong):
+        found.append(f"the eyes seem swapped: with {percent(wrong)} of the {len(wrong)} people who face the camera, "
+                     "the right eye is on the image's right")
+    return found
 
+
+def is_most(wrong):
+    """Whether most of enough people, a bool for each, are wrong."""
+    return len(wrong) >= MIN_PEOPLE and wrong.mean() > 0.5
+
+
+def percent(wrong):
+    return f"{100 * np.mean(wrong):.0f} %"
+
+
+def far_joints(joints, visible):
+    """Lines about single joints that are far outside of their image."""
     largest = np.where(visible, joints.max(axis=-1), 0).max(axis=1)
-    for number in np.flatnonzero(largest > 1.5)[:MOST_LINES]:
-        found.append(f"joints[{number}]: a visible joint is at {largest[number]:g}, far outside of its image")
-    if visible.any():
-        seen = joints[visible]
-        outside = (seen > 1).any(axis=1).mean()
-        if outside > 0.02:
-            found.append("%.0f %% of the visible joints lie outside of their image: are they shares of its width and "
-                         "height?" % (100 * outside))
-        for axis, name, side in ((0, "right", "width"), (1, "lower", "height")):
-            if len(seen) >= 50 and seen[:, axis].max() <= 0.51:
-                found.append(f"no joint is in the {name} half of its image: are they shares of its {side}?")
-        corner = (seen == 0).all(axis=1).mean()
-        if corner > 0.01:
-            found.append("%.0f %% of the visible joints are at (0, 0): are those missing ones? They must be negative"
-                         % (100 * corner))
+    return [f"joints[{number}]: a visible joint is at {largest[number]:g}, far outside of its image"
+            for number in np.flatnonzero(largest > 1.5)[:MAX_LINES]]
+
+
+def misplaced_joints(seen):
+    """Lines about where all visible joints (n, 2) lie."""
+    if not len(seen):
+        return []
+    found = []
+    outside = (seen > 1).any(axis=1)
+    if outside.mean() > 0.02:
+        found.append(f"{percent(outside)} of the visible joints lie outside of their image: are they shares of its "
+                     "width and height?")
+    for axis, half, side in ((0, "right", "width"), (1, "lower", "height")):
+        if len(seen) >= MIN_JOINTS and seen[:, axis].max() <= 0.51:
+            found.append(f"no joint is in the {half} half of its image: are they shares of its {side}?")
+    corner = (seen == 0).all(axis=1)
+    if corner.mean() > 0.01:
+        found.append(f"{percent(corner)} of the visible joints are at (0, 0): are those missing ones? They must be "
+                     "negative")
     return found
 
 
 def shared_images(index, digests):
-    """Of images that appear in both splits, by name or by content, a list of one line or none."""
+    """A line about images that are in both splits, by name or by content; a list of one or none."""
     splits = collections.defaultdict(set)
     names = {}
     for name, train in zip(index.images, index.train):
@@ -181,13 +211,16 @@ def shared_images(index, digests):
     if not shared:
         return []
     examples = [shown(name, 1000) for name in sorted(set(names[shared[0]]))[:2]]
-    return ["{} images appear in both splits, for example {}".format(len(shared), " and ".join(examples))]
+    return [f"images in both splits: {len(shared)}, for example {' and '.join(examples)}"]
 
 
 # ---------------------------------------------------------------------------------------------- the preview
 
 def write_preview(index, decodable):
-    """Saves a row for each of some people of both splits: image, stick figure, part crops."""
+    """Saves a picture with a row for each of some people: image, stick figure, part crops.
+
+    decodable: the names of the images that can be read.
+    """
     usable = [i for i in np.flatnonzero(index.has_torso()) if index.images[i] in decodable]
     if not usable:
         return
@@ -195,14 +228,15 @@ def write_preview(index, decodable):
     rows = []
     for number in np.unique(np.linspace(0, len(usable) - 1, PREVIEW_PEOPLE).astype(int)):
         example = Examples(*[array[0] for array in load([usable[number]])])
-        parts = np.where(np.repeat(example.has_part, 3), example.parts, 127).astype(np.uint8)  # grey, as networks see it
+        # A part that is missing is grey, as the network sees it.
+        parts = np.where(np.repeat(example.has_part, 3), example.parts, 127).astype(np.uint8)
         rows.append(np.concatenate([example.image, example.stick] + np.split(parts, len(PARTS), axis=-1), axis=1))
     try:
         Image.fromarray(np.concatenate(rows)).save(PREVIEW)
-    except OSError as error:  # a pity, and no fault of the index
+    except OSError as error:  # which is no fault of the index
         print(f"warning: {PREVIEW} cannot be written: {reason(error)}", file=sys.stderr)
         return
-    print(f"{PREVIEW}: of {len(rows)} people the image, the stick figure (right limbs red, left limbs green) and the part crops")
+    print(f"{PREVIEW} shows {len(rows)} people: image, stick figure (right limbs red, left limbs green), part crops")
 
 
 if __name__ == "__main__":

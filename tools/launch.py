@@ -1,9 +1,9 @@
-"""Starts the workers of one training on this machine, one per GPU or, without GPUs, each on its share of the cores.
+"""Starts the workers of one training on this machine: one per GPU or, without GPUs, each on cores of its own.
 
     python tools/launch.py --workers 2 -- python main.py --config market.yaml
 
-When one fails all end; Ctrl-C and SIGTERM stop all after the step in hand, with a checkpoint. Exit code: the first that is
-not 0.
+When a worker fails, all end. Ctrl-C and SIGTERM stop all after the current step, with a checkpoint. The exit code is
+that of the first worker that failed, or 0.
 """
 import json
 import os
@@ -19,7 +19,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from common.errors import Parser, UserError, run, whole_number
 
-BY_THEMSELVES = 5.0  # seconds in which the workers notice that one has failed
+TO_NOTICE = 5.0  # seconds in which the workers end by themselves when one has failed
 TO_SAVE = 20.0  # seconds from SIGTERM to SIGKILL
 
 
@@ -27,22 +27,16 @@ def main(argv=None):
     options = parse_options(argv)
     environments = make_environments(options.workers)
     try:
-        workers = [start(options.command, number, environment) for number, environment in enumerate(environments)]
+        workers = [start(options.command, worker, options.workers, environment)
+                   for worker, environment in enumerate(environments)]
     except OSError as error:
         raise UserError(f"{options.command[0]}: cannot be started: {error.strerror}")
-
-    def stop(number, frame):
-        """The first signal asks, the second one insists."""
-        for worker in workers:
-            if worker.poll() is None:
-                worker.send_signal(signal.SIGTERM if not stop.asked else signal.SIGKILL)
-        stop.asked = True
-    stop.asked = False
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
-        signal.signal(signal.SIGHUP, stop)
-    return wait(workers, stop)
+    stopper = Stopper(workers)
+    signal.signal(signal.SIGINT, stopper)
+    signal.signal(signal.SIGTERM, stopper)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
+        signal.signal(signal.SIGHUP, stopper)
+    return wait(workers, stopper)
 
 
 def parse_options(argv):
@@ -52,33 +46,37 @@ def parse_options(argv):
     return parser.parse_args(argv)
 
 
-def make_environments(n):
-    """A dict of environment variables for each worker: TF_CONFIG, and the GPU. Raises UserError."""
-    addresses = [f"127.0.0.1:{port}" for port in free_ports(n)]
+# ---------------------------------------------------------------------------------------------- what workers need
+
+def make_environments(n_workers):
+    """The environment variables of each worker, a list of dicts: TF_CONFIG, and its GPU. Raises UserError."""
     gpus = find_gpus()
-    if gpus and len(gpus) < n:
-        raise UserError(f"--workers: expected at most {len(gpus)}, one for each GPU, found {n}")
+    if gpus and len(gpus) < n_workers:
+        raise UserError(f"--workers: expected at most {len(gpus)}, one for each GPU, found {n_workers}")
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(n_workers)]
     environments = []
-    for number in range(n):
-        config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": number}}
-        environments.append(dict(os.environ, TF_CONFIG=json.dumps(config)))
+    for worker in range(n_workers):
+        config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": worker}}
+        environment = dict(os.environ, TF_CONFIG=json.dumps(config))
         if gpus:
-            environments[-1]["CUDA_VISIBLE_DEVICES"] = gpus[number]
+            environment["CUDA_VISIBLE_DEVICES"] = gpus[worker]
+        environments.append(environment)
     return environments
 
 
 def find_gpus():
-    """Names for CUDA_VISIBLE_DEVICES of the GPUs that this process may use."""
+    """The GPUs that this process may use, as names for CUDA_VISIBLE_DEVICES."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name.strip() not in ("", "-1")]
     if shutil.which("nvidia-smi") is None:
         return []
     listed = subprocess.run(["nvidia-smi", "-L"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    return [str(i) for i, line in enumerate(line for line in listed.stdout.splitlines() if line.startswith("GPU "))]
+    gpus = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
+    return [str(number) for number in range(len(gpus))]
 
 
 def free_ports(n):
-    """n ports of which the first has a free one after it, where worker 0 listens for signs of life."""
+    """n free ports. The one after the first is free too: there worker 0 listens for signs of life."""
     while True:
         with socket.socket() as first, socket.socket() as second:
             first.bind(("127.0.0.1", 0))
@@ -96,47 +94,83 @@ def free_ports(n):
             return ports
 
 
-def start(command, number, environment):
-    """A worker as a process; what workers other than 0 print gets their number in front."""
-    n = len(json.loads(environment["TF_CONFIG"])["cluster"]["worker"])
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    share = cores[number * len(cores) // n:(number + 1) * len(cores) // n]
+def cores_of(worker, n_workers):
+    """The numbers of the cores that a worker gets when the cores of this process are divided evenly."""
+    if not hasattr(os, "sched_getaffinity"):
+        return []
+    cores = sorted(os.sched_getaffinity(0))
+    return cores[worker * len(cores) // n_workers:(worker + 1) * len(cores) // n_workers]
+
+
+# ---------------------------------------------------------------------------------------------- their lives
+
+def start(command, worker, n_workers, environment):
+    """A worker as a process. Lines that workers other than 0 print go to stderr with the worker's number in front."""
+    cores = cores_of(worker, n_workers)
     on_gpu = environment.get("CUDA_VISIBLE_DEVICES", "").strip() not in ("", "-1")
 
     def settle():
-        if share and not on_gpu:
-            os.sched_setaffinity(0, share)
-    pipes = {} if number == 0 else {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "universal_newlines": True}
-    # In a session of its own: Ctrl-C of the terminal is for this process to pass on.
-    worker = subprocess.Popen(command, env=environment, preexec_fn=settle, start_new_session=True, **pipes)
-    if number > 0:
-        def relay():
-            for line in worker.stdout:
-                sys.stderr.write(f"worker {number}: {line}")
-        threading.Thread(target=relay, daemon=True).start()
-    return worker
+        if cores and not on_gpu:
+            os.sched_setaffinity(0, cores)
+
+    pipes = {} if worker == 0 else {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "universal_newlines": True}
+    # In a session of its own, as this process passes the terminal's Ctrl-C on.
+    process = subprocess.Popen(command, env=environment, preexec_fn=settle, start_new_session=True, **pipes)
+    if worker > 0:
+        threading.Thread(target=relay, args=(process, worker), daemon=True).start()
+    return process
 
 
-def wait(workers, stop):
-    """Waits for all to end, and ends all when one has failed; the exit code.
+def relay(process, worker):
+    """Prints what a worker prints, with its number in front."""
+    for line in process.stdout:
+        sys.stderr.write(f"worker {worker}: {line}")
 
-    Once `stop` has asked them to end, worker 0 takes as long to save as it needs; the others have nothing to save.
+
+class Stopper:
+    """A handler of signals: the first asks the workers to end, the second kills them. asked: whether one came."""
+
+    def __init__(self, workers):
+        self.workers, self.asked = workers, False
+
+    def __call__(self, number, frame):
+        signal_workers(self.workers, signal.SIGKILL if self.asked else signal.SIGTERM)
+        self.asked = True
+
+
+def signal_workers(workers, number):
+    """Sends a signal to the workers that run."""
+    for worker in workers:
+        if worker.poll() is None:
+            worker.send_signal(number)
+
+
+def wait(workers, stopper):
+    """Waits until all have ended, and ends all when one fails; returns the exit code.
+
+    Once `stopper` has asked them to end, worker 0 may take all the time that it needs to save.
     """
     code, failed_at, told = 0, None, False
     while any(worker.poll() is None for worker in workers):
         time.sleep(0.1)
-        codes = [worker.poll() for worker in workers]
-        if failed_at is None and any(codes) and not stop.asked:
-            code, failed_at = next(code for code in codes if code), time.time()
-        if failed_at is not None:
-            late = time.time() - failed_at
-            for worker in workers:
-                if worker.poll() is None and (late > BY_THEMSELVES and not told or late > BY_THEMSELVES + TO_SAVE):
-                    worker.send_signal(signal.SIGTERM if late < BY_THEMSELVES + TO_SAVE else signal.SIGKILL)
-            told = late > BY_THEMSELVES
-    codes = [worker.wait() for worker in workers]
-    code = code or next((code for code in codes if code), 0)
+        if failed_at is None and not stopper.asked:
+            code = first_failure(workers)
+            failed_at = time.time() if code else None
+        if failed_at is None:
+            continue
+        late = time.time() - failed_at - TO_NOTICE
+        if late > TO_SAVE:
+            signal_workers(workers, signal.SIGKILL)
+        elif late > 0 and not told:
+            signal_workers(workers, signal.SIGTERM)
+            told = True
+    code = code or first_failure(workers)
     return 128 - code if code < 0 else code
+
+
+def first_failure(workers):
+    """The exit code of the first worker that has failed, or 0."""
+    return next((worker.returncode for worker in workers if worker.poll()), 0)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Builds a data set, index.p and images/, from public annotations or from one's own photos.
+"""Builds a data set, index.p and images/, from public annotations or from your own photos.
 
     python tools/make_index.py coco --annotations person_keypoints_train2017.json \\
         --test-annotations person_keypoints_val2017.json --images train2017 val2017 --out data/coco
@@ -6,7 +6,7 @@
         --test-annotations market-annotation-test.csv --images Market-1501 --out data/market
     python tools/make_index.py photos PHOTOS --out data/mine
 
-The data set appears when it is whole; a run that was stopped is started again. README, "Your own data".
+The data set appears once it is whole. A run that was stopped is simply started again. docs/data.md says more.
 """
 import argparse
 import os
@@ -14,7 +14,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from common.errors import Parser, run, whole_number
+from common.errors import Parser, run, shown, whole_number
 from dataset import coco, openpose, photos
 from dataset.builder import IndexBuilder
 
@@ -26,53 +26,60 @@ def main(argv=None):
     options = parse_options(argv)
     source = SOURCES[options.source]
     with IndexBuilder(options.out, source.JOINTS, options.overwrite) as builder:
-        builder.finish(options.test, **(source.add_people(builder, options) or {}))
+        further_keys = source.add_people(builder, options)
+        builder.finish(options.test, **further_keys)
 
 
 def parse_options(argv):
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sources = parser.add_subparsers(dest="source", metavar="coco | openpose | photos")
-    sources.required = True  # an argument of add_subparsers only from Python 3.7 on, and not honoured there
+    sources = parser.add_subparsers(dest="source", required=True, metavar="coco | openpose | photos")
 
-    coco_options = add_source(sources, "coco", "people of COCO's person keypoints, a square crop each")
-    coco_options.add_argument("--annotations", required=True, metavar="JSON", help="person_keypoints_train2017.json")
-    coco_options.add_argument("--test-annotations", metavar="JSON", help="person_keypoints_val2017.json; without, a share "
-                              "of the photos is kept for tests")
-    coco_options.add_argument("--images", required=True, nargs="+", metavar="DIR", help="where the photos are")
-    coco_options.add_argument("--min-size", type=whole_number(10000), default=80, metavar="PIXELS",
-                              help="leave out people whose longer side in the photo is smaller (80)")
-    coco_options.add_argument("--keep-hidden", action="store_true",
-                              help="joints that are labelled but hidden count as visible")
-    openpose_options = add_source(sources, "openpose", "Market-1501 and DeepFashion with the field's annotation CSVs")
-    openpose_options.add_argument("--annotations", required=True, metavar="CSV", help="market-annotation-train.csv, say")
-    openpose_options.add_argument("--test-annotations", required=True, metavar="CSV")
-    openpose_options.add_argument("--images", required=True, metavar="DIR", help="where the images are, there or below")
-    openpose_options.add_argument("--pairs", metavar="CSV", help="pairs of images to keep in the index, for evaluation")
-    photos_options = add_source(sources, "photos", "your own photos, one person each; joints are estimated")
-    photos_options.add_argument("photos", metavar="DIR", help="folder of photos")
+    options = add_source(sources, "coco", "people of COCO's person keypoints, as a square crop each")
+    options.add_argument("--annotations", required=True, metavar="JSON", help="person_keypoints_train2017.json")
+    options.add_argument("--test-annotations", metavar="JSON",
+                         help="person_keypoints_val2017.json; without it, a share of the photos is kept for tests")
+    options.add_argument("--images", required=True, nargs="+", metavar="DIR", help="where the photos are")
+    options.add_argument("--min-size", type=whole_number(10000), default=80, metavar="PIXELS",
+                         help="leave out people whose longer side in the photo is shorter (80)")
+    options.add_argument("--keep-hidden", action="store_true", help="let joints that are labelled as hidden count")
+    add_crop_options(options)
 
-    for options in (coco_options, photos_options):
-        options.add_argument("--size", type=whole_number(10000), default=256, metavar="PIXELS", help="side of the crops (256)")
-        options.add_argument("--test", type=share, default=0.1, metavar="SHARE",
-                             help="share of the photos for tests, where annotations do not say (0.1)")
-    openpose_options.set_defaults(test=0.0)
+    options = add_source(sources, "openpose", "Market-1501 and DeepFashion with their published annotation CSVs")
+    options.add_argument("--annotations", required=True, metavar="CSV", help="such as market-annotation-train.csv")
+    options.add_argument("--test-annotations", required=True, metavar="CSV")
+    options.add_argument("--images", required=True, metavar="DIR", help="a folder with the images, in it or below")
+    options.add_argument("--pairs", metavar="CSV", help="pairs of images to keep in the index, for evaluation")
+    options.set_defaults(test=0.0)
+
+    options = add_source(sources, "photos", "your own photos, one person each; joints are estimated")
+    options.add_argument("photos", metavar="DIR", help="folder of photos")
+    add_crop_options(options)
     return parser.parse_args(argv)
 
 
 def add_source(sources, name, text):
+    """The parser of a source's options, with those that all sources have."""
     options = sources.add_parser(name, help=text, description=text)
     options.add_argument("--out", required=True, metavar="DIR", help="a new folder for index.p and images/")
-    options.add_argument("--overwrite", action="store_true", help="replace a data set that this tool made in --out")
+    options.add_argument("--overwrite", action="store_true", help="replace a data set of this tool in --out")
     return options
 
 
+def add_crop_options(options):
+    options.add_argument("--size", type=whole_number(10000), default=256, metavar="PIXELS",
+                         help="side of the crops (256)")
+    options.add_argument("--test", type=share, default=0.1, metavar="SHARE",
+                         help="share of the photos for tests, if the annotations do not say (0.1)")
+
+
 def share(text):
+    """The type of an option that takes a number between 0 and 1."""
     try:
         value = float(text)
     except ValueError:
         value = 0
     if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, found {text}")
+        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, found {shown(text)}")
     return value
 
 

@@ -1,4 +1,4 @@
-"""Draws the toy data set: data/toy/index.p and data/toy/images/. The same command gives the same bytes.
+"""Draws the toy data set, index.p and images/. The same command always gives the same bytes.
 
     python tools/make_toy.py --out data/toy
 """
@@ -14,18 +14,19 @@ from dataset.toy import make_data_set
 
 def main(argv=None):
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", default="data/toy", metavar="DIR", help="where to (data/toy)")
+    parser.add_argument("--out", default="data/toy", metavar="DIR", help="a folder for index.p and images/ (data/toy)")
     parser.add_argument("--train", type=int, default=1500, metavar="N", help="people to train on (1500)")
     parser.add_argument("--test", type=int, default=100, metavar="N", help="held-out people (100)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed draws other people (0)")
     options = parser.parse_args(argv)
     if min(options.train, options.test) < 1 or not 0 <= options.seed < 2**32:
-        parser.error("--train and --test must be 1 or more, --seed 0 or more")
+        parser.error(f"--train and --test must be 1 or more, --seed from 0 to {2**32 - 1}")
     try:
         index = make_data_set(options.out, options.train, options.test, options.seed)
     except OSError as error:
         raise UserError(f"--out: cannot write {error.filename or options.out}: {error.strerror}")
-    print(f"{len(index['imgs'])} images of {options.train + options.test} people, {options.test} of them held out, are in {options.out}")
+    print(f"{len(index['imgs'])} images of {options.train + options.test} people, {options.test} of them held out, "
+          f"are in {options.out}")
 
 
 if __name__ == "__main__":
