@@ -1,4 +1,4 @@
-"""From a data index to batches: stick figures and part crops, the input pipeline.
+"""Stick figures, part crops, and the input pipeline that makes batches of them.
 
     index = Index("data/market/index.p")                                                 # dataset/index.py
     load = Loader(index, spatial_size=128, box_factor=1)
@@ -29,7 +29,7 @@ RIGHT_LIMBS, LEFT_LIMBS = ([(J[side + a], J[side + b]) for a, b in LIMBS] for si
 # The crops, in the order of their channels.
 PARTS = ("torso", "head", "left upper arm", "left lower arm", "right upper arm", "right lower arm", "left thigh",
          "right thigh")
-# Joints, by number, from which and to which the limbs among them go.
+# Where the limbs among them begin and end: numbers of joints.
 LIMB_PARTS = ([J[name] for name in ("lshoulder", "lelbow", "rshoulder", "relbow", "lhip", "rhip")],
               [J[name] for name in ("lelbow", "lwrist", "relbow", "rwrist", "lknee", "rknee")])
 
@@ -166,7 +166,6 @@ class Loader:
         self.size = spatial_size
         self.part_size = spatial_size // 2**box_factor
         self.failure = None
-        cv2.setNumThreads(1)  # the pictures are small and there are threads enough
 
     def __call__(self, numbers):
         joints = self.index.joints[numbers]
@@ -182,7 +181,7 @@ class Loader:
                                   for image, of_image, there in zip(images, transforms, has_part)]), has_part)
 
     def batch(self, numbers):
-        """load(numbers) in parallel: for the batches that are needed once, outside of the pipeline."""
+        """load(numbers) in parallel, for batches that are needed once, outside of the pipeline."""
         n_chunks = min(cpu_count(), len(numbers))
         with multiprocessing.pool.ThreadPool(n_chunks) as pool:
             chunks = pool.map(self, np.array_split(np.asarray(numbers), n_chunks))
@@ -197,8 +196,8 @@ class Loader:
 class BatchOrder:
     """Which images make up which batch: a pure function of (seed, number of the batch).
 
-    Every pass goes over `numbers` in a new order; its last batch is filled up from the pass's front. Sets smaller than
-    a batch go round. worker, n_workers: each of so many workers takes its own batches out of every pass.
+    Every epoch goes over `numbers` in a new order; its last batch is filled up from the epoch's front. Sets smaller than
+    a batch are repeated. worker, n_workers: each of so many workers takes its own batches out of every epoch.
     """
 
     def __init__(self, numbers, batch_size, seed, worker=0, n_workers=1):
@@ -209,7 +208,7 @@ class BatchOrder:
         self.epoch_order = functools.lru_cache(maxsize=2)(self.epoch_order)
 
     def epoch_order(self, epoch):
-        """All numbers in the order of this pass."""
+        """All numbers in the order of this epoch."""
         return np.random.RandomState([self.seed, epoch]).permutation(self.numbers)
 
     def batch(self, k):
@@ -218,7 +217,7 @@ class BatchOrder:
         return self.front(self.batch_size, epoch, (k * self.n_workers + self.worker) * self.batch_size)
 
     def front(self, n, epoch=0, start=0):
-        """n numbers from a place in a pass on."""
+        """n numbers of an epoch, starting at a place in it."""
         return np.take(self.epoch_order(epoch), np.arange(start, start + n), mode="wrap")
 
 

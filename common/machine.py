@@ -2,6 +2,7 @@
 import ctypes
 import os
 
+import cv2
 import tensorflow.compat.v1 as tf
 
 from common.console import quiet_stderr
@@ -12,10 +13,11 @@ MALLOC_OPTIONS = ((-4, 0), (-1, -1), (-8, 1))
 
 
 def set_up_tensorflow():
-    """Once, before anything else: static graphs and resource variables, as in TensorFlow 1, and no chatter."""
+    """Sets the process up, before anything else: static graphs and resource variables as in TensorFlow 1, no chatter."""
     tf.logging.set_verbosity(tf.logging.ERROR)
     tf.disable_eager_execution()
     tf.enable_resource_variables()
+    cv2.setNumThreads(1)  # the pictures are small, and there are threads enough
     _keep_freed_memory()
 
 
