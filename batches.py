@@ -196,8 +196,8 @@ class Loader:
 class BatchOrder:
     """Which images make up which batch: a pure function of (seed, number of the batch).
 
-    Every epoch goes over `numbers` in a new order; its last batch is filled up from the epoch's front. Sets smaller than
-    a batch are repeated. worker, n_workers: each of so many workers takes its own batches out of every epoch.
+    Every epoch goes over `numbers` in a new order; its last batch is filled up from the epoch's front. Sets smaller
+    than a batch are repeated. worker, n_workers: each of so many workers takes its own batches out of every epoch.
     """
 
     def __init__(self, numbers, batch_size, seed, worker=0, n_workers=1):

@@ -13,7 +13,7 @@ MALLOC_OPTIONS = ((-4, 0), (-1, -1), (-8, 1))
 
 
 def set_up_tensorflow():
-    """Sets the process up, before anything else: static graphs and resource variables as in TensorFlow 1, no chatter."""
+    """Sets the process up, before anything else: static graphs and resource variables as in TensorFlow 1."""
     tf.logging.set_verbosity(tf.logging.ERROR)
     tf.disable_eager_execution()
     tf.enable_resource_variables()
