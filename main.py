@@ -10,7 +10,7 @@
     python main.py --mode test --checkpoint RUN                                         appearances from the prior
 
 RUN is a run folder, its checkpoints folder or a checkpoint prefix; without --config its own config is used. Every
-command writes to a new run folder, log/<date>T<time>. docs/configuration.md says what each option, config key and file is.
+command writes to a new run folder, log/<date>T<time>. docs/configuration.md explains options, config keys and files.
 """
 import argparse
 import json

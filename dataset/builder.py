@@ -4,7 +4,6 @@ import fcntl
 import io
 import multiprocessing.pool
 import os
-import pickle
 import shutil
 
 import numpy as np
@@ -14,6 +13,7 @@ from common.console import progress_bar
 from common.errors import UserError, reason, shown
 from common.names import numbered
 from dataset.index import TORSO, is_visible
+from dataset.pickles import dump_index
 
 MARGIN = 0.15  # on each side, in shares of the longer side of a person's box
 MAX_COORDINATE = 1e6  # in pixels; a larger one in annotations is an error
@@ -144,8 +144,7 @@ class IndexBuilder:
         try:
             with open(os.path.join(self.partial, "left_out.txt"), "w", encoding="utf-8", errors="replace") as file:
                 file.writelines(line + "\n" for line in self.left_out_lines())
-            with open(os.path.join(self.partial, "index.p"), "wb") as file:
-                pickle.dump(index, file, protocol=2)
+            dump_index(index, os.path.join(self.partial, "index.p"))
             if os.path.isdir(self.out):
                 shutil.rmtree(self.old, ignore_errors=True)
                 os.rename(self.out, self.old)

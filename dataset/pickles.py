@@ -1,277 +1,209 @@
-"""Reading pickles of strangers: numpy arrays and plain Python values, and nothing that runs.
+"""Pickles of plain values and arrays: reads those of strangers, writes indexes that numpy 1 and 2 read.
 
-A pickle is a program; the standard Unpickler calls whatever it names. This one knows the handful of names that numpy's
-own pickles use and answers each with a stand-in of its own, so that not even numpy's code for rebuilding arrays sees
-the file. Any other name is refused.
+A pickle is a program that calls what it names. Here it finds stand-ins under the names that numpy's own pickles use.
+A stand-in notes what it is called with, which is checked and carried out when all is loaded. Dicts and sets have
+stand-ins too: keys can be chosen that take forever to hash, or crash the process.
 """
+import contextlib
+import functools
+import gc
 import io
 import os
 import pickle
-import struct
-import sys
+import pickletools
+import re
 
 import numpy as np
 
 from common.errors import UserError, reason
 
-# Plain types, of numbers, text and bytes; no structures, no pointers except "O", whose elements are pickled themselves.
-PLAIN_KINDS = "biufcSUO"
 MAX_SIZE = 2 * 10**9  # bytes; a million people with their joints take a tenth of that
+PLAIN_TYPES = {type(None), bool, int, float, str, bytes, bytearray}
+# Opcodes whose argument has a fixed size or ends with a line. No number has more than 800 digits.
+SIMPLE_OPCODES = re.compile(rb"(?:[()012NRabeilostu\]\x81\x85-\x89\x90\x92-\x94]|[Khq\x80].|M..|[Jjr].{4}|G.{8}|"
+                            rb"[FILgp][^\n]{1,800}\n|[SV][^\n]*\n|[ci][^\n]*\n[^\n]*\n){0,10000}", re.DOTALL)
+# Opcodes whose argument comes after its length, by the size of this length.
+COUNTED_OPCODES = {b"C": 1, b"U": 1, b"\x8a": 1, b"\x8c": 1, b"B": 4, b"T": 4, b"X": 4, b"\x8d": 8, b"\x8e": 8,
+                   b"\x96": 8}
+# Opcodes that make a dict or set, and what has persistent_load ("Q") make a stand-in of items and the kind instead.
+# The length of a frame would be wrong then.
+REPLACED_OPCODES = {pickle.EMPTY_DICT: b"]U\x04dict\x86Q", pickle.DICT: b"lU\x04dict\x86Q", pickle.FRAME: b"",
+                    pickle.EMPTY_SET: b"]U\x03set\x86Q", pickle.FROZENSET: b"lU\x09frozenset\x86Q"}
 
 
 def load_plain(path):
     """What the pickle at `path` holds: None, numbers, text, bytes, lists, tuples, sets, dicts and arrays of them.
 
-    Written by any Python and numpy. Raises UserError where it is no pickle or names anything else.
+    Any Python and numpy may have written it. Raises UserError where it is no pickle or names anything else.
     """
     try:
-        if os.path.getsize(path) > MAX_SIZE:
-            raise UserError(f"{path}: expected at most {MAX_SIZE // 10**6} MB, found more")
-        with open(path, "rb") as file:
-            content = file.read()
+        size = os.path.getsize(path)
+        if size > MAX_SIZE:
+            raise UserError(f"it is larger than {MAX_SIZE // 10**6} MB")
+        with open(path, "rb") as file, _limited_memory(10**8 + 20 * size):
+            return _made(_Unpickler(_with_stand_ins(file.read()), encoding="latin1").load(), {})
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}")
-    try:
-        return _finished(_PlainUnpickler(content).load(), {})
-    except _Refused as error:
+    except UserError as error:
         raise UserError(f"{path}: refused, it is no plain data: {error}")
     except RecursionError:
         raise UserError(f"{path}: refused, its values are nested too deeply")
     except MemoryError:
-        raise UserError(f"{path}: refused, it claims more memory than there is")
+        raise UserError(f"{path}: refused, it is no plain data: it claims more memory than a file of its size needs")
     except Exception as error:  # a damaged pickle fails in any way
         raise UserError(f"{path}: is not a pickle, or a damaged one ({type(error).__name__}: {reason(error)})")
 
 
-class _Refused(Exception):
-    pass
+def dump_index(index, path):
+    """Writes an index that numpy 1 reads too; numpy 2 alone would name modules that numpy 1 does not have."""
+    content, start = pickle.dumps(index, protocol=2), 0
+    with open(path, "wb") as file:
+        for opcode, name, at in pickletools.genops(content):
+            if opcode.name == "GLOBAL" and name.startswith("numpy._core."):
+                file.write(content[start:at] + b"cnumpy.core.")
+                start = at + len(b"cnumpy._core.")
+        file.write(content[start:])
 
 
-# The unpickler in Python, not the one in C: the latter sets aside as much memory as a pickle claims to need.
-class _PlainUnpickler(pickle._Unpickler):
-    dispatch = dict(pickle._Unpickler.dispatch)
+@contextlib.contextmanager
+def _limited_memory(size):
+    """Lets the process grow by `size` bytes, on Linux: the unpickler sets aside as much as a file claims to need."""
+    if not os.path.exists("/proc/self/statm"):
+        yield
+        return
+    import resource  # Windows has none
+    with open("/proc/self/statm") as file:
+        limit = int(file.read().split()[0]) * resource.getpagesize() + size
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    collects = gc.isenabled()
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (limit if soft == resource.RLIM_INFINITY else min(limit, soft), hard))
+        gc.disable()  # nothing that is loaded is garbage; to look for it takes a third of the time
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        if collects:
+            gc.enable()
 
-    def __init__(self, content):
-        super().__init__(io.BytesIO(content), encoding="latin1")
-        # Of what calls make: an object array takes 8 bytes where the pickle may take 2. What is far more is made over and
-        # over of the same bytes.
-        self.bytes_left = 10**6 + 10 * len(content)
 
-    def count(self, made):
-        """Takes note of what a call has made."""
-        if isinstance(made, _Array):
-            made = made.value
-        self.bytes_left -= made.nbytes if isinstance(made, np.ndarray) else len(made) if isinstance(made, bytes) else 0
-        if self.bytes_left < 0:
-            raise _Refused("it makes much more than it holds")
+def _with_stand_ins(content):
+    """The pickle as a file, with opcodes replaced. Refuses opcodes that plain data does not use."""
+    parts, start, at = [], 0, 0
+    while content[at:at + 1] != pickle.STOP:
+        end = SIMPLE_OPCODES.match(content, at).end()
+        code = content[end:end + 1]
+        if code in COUNTED_OPCODES:
+            argument = end + 1 + COUNTED_OPCODES[code]
+            at = argument + int.from_bytes(content[end + 1:argument], "little")
+        elif code in REPLACED_OPCODES:
+            parts += content[start:end], REPLACED_OPCODES[code]
+            at = start = end + (9 if code == pickle.FRAME else 1)
+        elif end > at:
+            at = end
+        elif code.decode("latin1") in pickletools.code2op:
+            name = pickletools.code2op[code.decode("latin1")].name
+            raise UserError(f"its {name} at byte {at} is cut off or does not belong there")
+        else:
+            raise ValueError(f"{code!r} at byte {end} is no opcode" if code else "it ends too early")
+    return io.BufferedReader(io.BytesIO(b"".join(parts + [content[start:at + 1]])))
 
+
+class _Unpickler(pickle.Unpickler):
     def find_class(self, module, name):
-        try:
-            return _STAND_INS[module.replace("numpy._core", "numpy.core"), name]
-        except KeyError:
-            raise _Refused(f"it names {module}.{name}")
+        known = f"{module}.{name}".replace("numpy._core.", "numpy.core.").replace("__builtin__.", "builtins.")
+        if known not in MAKERS:
+            raise UserError(f"it names {module}.{name}")
+        return _StandIn(known)
 
-    def persistent_load(self, pid):
-        raise _Refused("it refers to something outside of itself")
-
-
-def _load_bytearray(unpickler):
-    """As in pickle, but for its setting aside as much as is claimed."""
-    length, = struct.unpack("<Q", unpickler.read(8))
-    content = unpickler.read(length) if length <= sys.maxsize else b""
-    if len(content) < length:
-        raise EOFError("it ends within a bytearray")
-    unpickler.append(bytearray(content))
+    def persistent_load(self, given):
+        items, kind = given
+        return _StandIn(f"builtins.{kind}", [items])
 
 
-def _load_build(unpickler):
-    """BUILD gives an object its state: that of a stand-in only, for functions and classes have states too."""
-    if not isinstance(unpickler.stack[-2], (_Dtype, _Array)):
-        raise _Refused(f"it changes a {type(unpickler.stack[-2]).__name__}")
-    pickle._Unpickler.load_build(unpickler)
-    unpickler.count(unpickler.stack[-1])
+class _StandIn:
+    """Stands for what a file names or, with arguments and perhaps a state, for what a call of that returns."""
+    __slots__ = ("name", "arguments", "state")
 
+    def __init__(self, name, arguments=None):
+        self.name, self.arguments, self.state = name, arguments, None
 
-def _load_reduce(unpickler):
-    pickle._Unpickler.load_reduce(unpickler)
-    unpickler.count(unpickler.stack[-1])
-
-
-def _load_long4(unpickler):
-    """Whole numbers that take minutes to print are no plain data."""
-    length, = struct.unpack("<i", unpickler.read(4))
-    if not 0 <= length < 256:
-        raise _Refused(f"it holds a whole number of {length} bytes")
-    unpickler.append(pickle.decode_long(unpickler.read(length)))
-
-
-def _with_short_line(load, length):
-    """A number in decimal digits, for which Python needs quadratic time."""
-    def checked(unpickler):
-        readline = unpickler.readline
-        unpickler.readline = lambda: _short(readline(), length)
-        try:
-            load(unpickler)
-        finally:
-            unpickler.readline = readline
-    return checked
-
-
-def _short(line, length):
-    if len(line) > length:
-        raise _Refused(f"it holds a number of {len(line)} digits")
-    return line
-
-
-def _with_plain_keys(load, keys):
-    """Keys are hashed: of tuples that hold one another many times over, that takes forever, and whole numbers can be
-    chosen to have all the same hash.
-    """
-    def checked(unpickler):
-        _check_keys(keys(unpickler.stack))
-        load(unpickler)
-    return checked
-
-
-def _check_keys(keys):
-    for key in keys:
-        if not (key is None or isinstance(key, (str, bytes)) or isinstance(key, int) and abs(key) < 2**60):
-            raise _Refused(f"it has a {type(key).__name__} as a key or in a set")
-
-
-def _all(stack):
-    return stack
-
-
-def _every_other(stack):
-    return stack[::2]
-
-
-_BYTEARRAY8 = 0x96  # protocol 5, which Python 3.7 does not know
-_dispatch = _PlainUnpickler.dispatch
-_dispatch[_BYTEARRAY8] = _load_bytearray
-_dispatch[pickle.BUILD[0]] = _load_build
-_dispatch[pickle.LONG4[0]] = _load_long4
-_dispatch[pickle.REDUCE[0]] = _load_reduce
-for _code, _length in ((pickle.INT, 800), (pickle.LONG, 800), (pickle.GET, 12), (pickle.PUT, 12)):
-    _dispatch[_code[0]] = _with_short_line(_dispatch[_code[0]], _length)
-for _code, _keys in ((pickle.SETITEM, lambda stack: stack[-2:-1]), (pickle.SETITEMS, _every_other),
-                     (pickle.DICT, _every_other), (pickle.ADDITEMS, _all), (pickle.FROZENSET, _all)):
-    _dispatch[_code[0]] = _with_plain_keys(_dispatch[_code[0]], _keys)
-
-
-class _Dtype:
-    """Stands for numpy.dtype(text, align, copy)."""
-
-    def __init__(self, text, *unused):
-        self.text = text.decode() if isinstance(text, bytes) else str(text)
-        self.order = "="
+    def __call__(self, *arguments):
+        return _StandIn(self.name, arguments)
 
     def __setstate__(self, state):
-        self.order = state[1].decode() if isinstance(state[1], bytes) else state[1]
+        if self.arguments is None:
+            raise UserError("it changes a function")
+        self.state = state
 
-    def dtype(self):
-        if self.text[:1] not in PLAIN_KINDS or not (self.text == "O" or self.text[1:].isdigit() or self.text == "O8"):
-            raise _Refused(f"it holds an array of type {self.text!r}")
-        dtype = np.dtype(self.text)
-        return dtype.newbyteorder(self.order) if self.order in ("<", ">") else dtype
+    def __setitem__(self, key, value):
+        self.arguments[0].extend((key, value))
 
-
-class _Array:
-    """Stands for an array until its state has come."""
-
-    def __init__(self, *unused):
-        self.value = None
-
-    def __setstate__(self, state):
-        _, shape, dtype, fortran_order, content = state
-        self.value = _array(content, dtype, shape, "F" if fortran_order else "C")
+    def add(self, item):
+        self.arguments[0].append(item)
 
 
-def _array(content, dtype, shape, order="C"):
-    if not isinstance(dtype, _Dtype):
-        raise _Refused("it holds an array of no known type")
-    dtype = dtype.dtype()
-    if dtype.hasobject:
-        if not isinstance(content, list):
-            raise _Refused("it holds an array of raw pointers")
-        flat = np.empty(len(content), object)
-        for i, item in enumerate(content):
-            flat[i] = item
-    else:
-        if isinstance(content, str):
-            content = content.encode("latin1")  # Python 2
-        # As many values as there are bytes for, whatever the shape claims; reshape refuses a shape that differs.
-        flat = np.frombuffer(content, dtype)
-        characters = np.frombuffer(content, np.dtype("u4").newbyteorder(dtype.byteorder)) if dtype.kind == "U" else None
-        if characters is not None and characters.size and characters.max() > sys.maxunicode:
-            raise _Refused("it holds text of characters that do not exist")
-    array = flat.reshape(shape, order=order)
-    if not array.size and max(array.shape) > 1000:  # zero bytes that take forever to walk through
-        raise _Refused(f"it holds an empty array of shape {array.shape}")
-    return array
+def _made(value, done):
+    """What was loaded, with stand-ins carried out. done: by id, lists and tuples with their results, to be shared."""
+    if type(value) in PLAIN_TYPES:
+        return value
+    if isinstance(value, _StandIn):
+        if value.name is not None:
+            made = MAKERS[value.name](done, value.state, *value.arguments)
+            value.name, value.arguments, value.state = None, None, made
+        return value.state
+    if id(value) not in done:
+        is_plain = PLAIN_TYPES.issuperset(map(type, value))
+        if is_plain and len(value) < 100:  # there may be millions
+            return value
+        done[id(value)] = value, value if is_plain else type(value)([_made(item, done) for item in value])
+    return done[id(value)][1]
 
 
-def _array_from_buffer(content, dtype, shape, order):
-    if not isinstance(content, (bytes, bytearray)):  # bytes(10**9) would be a gigabyte
-        raise _Refused(f"it makes an array of a {type(content).__name__}")
-    return _array(bytes(content), dtype, shape, order)
+def _array(done, dtype, content=None, shape=(), order="C"):
+    dtype, content = _made(dtype, done), _made(content, done)
+    if isinstance(content, str):
+        content = content.encode("latin1")  # Python 2
+    if not isinstance(dtype, np.dtype) or not isinstance(content, list if dtype.hasobject else (bytes, bytearray)):
+        raise UserError("it holds an array, or an empty scalar, of unknown type or content")
+    if dtype.kind == "U":  # fails where characters do not exist, or by halves: numpy 1 cannot read those back
+        content.decode("utf-32-be" if dtype.str[0] == ">" else "utf-32-le")
+    flat = np.empty(len(content), object) if dtype.hasobject else np.frombuffer(content, dtype)
+    for i, item in enumerate(content if dtype.hasobject else ()):
+        flat[i] = item  # one at a time: numpy 1 would look through all of their items for dimensions
+    array = flat.reshape(shape, order=order)  # fails where the sizes differ
+    if not array.size and max(array.shape) > 1000:  # nothing, which takes forever to walk through
+        raise UserError(f"it holds an empty array of shape {array.shape}")
+    return array.copy(order)
 
 
-def _scalar(dtype, content=None):
-    if content is None:
-        raise _Refused("it holds an empty scalar")
-    return _array([content] if isinstance(dtype, _Dtype) and dtype.text == "O" else content, dtype, (1,))[0]
+def _dtype(done, state, text, *unused):
+    if not re.fullmatch("[biufcSU][1-9][0-9]{0,6}|O8?", text):  # numbers, bytes, text and objects; no structures
+        raise UserError(f"it holds an array of type {text!r}")
+    return np.dtype(text).newbyteorder(state[1] if state and state[1] in ("<", ">") else "=")
 
 
-def _encode(text, encoding):
-    """Python 3 writes bytes in protocols 0 to 2 as text to be encoded so."""
+def _encoded(done, state, text, encoding):
     if encoding != "latin1":
-        raise _Refused(f"it encodes text as {encoding!r}")
+        raise UserError(f"it encodes text as {encoding!r}")
     return text.encode("latin1")
 
 
-def _from_list(kind):
-    """Stands for bytes, set or frozenset, which Python 2 and early protocols write as a call with a list."""
-    def make(items=()):
-        if not isinstance(items, (list, tuple)):  # bytes(10**9) would claim a gigabyte
-            raise _Refused(f"it calls {kind.__name__} with a {type(items).__name__}")
-        if kind is not bytes:
-            _check_keys(items)
-        return kind(items)
-    return make
+def _collection(kind, done, state, items=()):
+    if not isinstance(items, (list, tuple)) or id(items) in done:  # bytes(10**9) would be a gigabyte
+        raise UserError(f"it makes {kind.__name__} of a {type(items).__name__}, or of what it holds elsewhere too")
+    items = _made(items, done)
+    for key in items[::2] if kind is dict else items:
+        is_small = isinstance(key, int) and abs(key) < 2**60  # others can be chosen to have all the same hash
+        if not (is_small or key is None or isinstance(key, (str, bytes))):
+            raise UserError(f"it has a {type(key).__name__} as a key or in a set")
+    return dict(zip(items[::2], items[1::2])) if kind is dict else kind(items)
 
 
-_STAND_INS = {
-    ("numpy", "dtype"): _Dtype,
-    ("numpy", "ndarray"): _Array,
-    ("numpy.core.multiarray", "_reconstruct"): _Array,
-    ("numpy.core.multiarray", "scalar"): _scalar,
-    ("numpy.core.numeric", "_frombuffer"): _array_from_buffer,
-    ("_codecs", "encode"): _encode,
-}
-_STAND_INS.update({(module, kind.__name__): _from_list(kind) for module in ("builtins", "__builtin__")
-                   for kind in (bytes, set, frozenset)})
-
-
-def _finished(value, seen):
-    """The value with its arrays in the place of their stand-ins; `seen` keeps what is referred to twice shared."""
-    if id(value) in seen:
-        return seen[id(value)][0]
-    if isinstance(value, _Array):
-        if value.value is None:
-            raise _Refused("it holds an array without content")
-        result = value.value
-        if result.dtype.hasobject:
-            for i, item in enumerate(result.flat):  # one at a time: a list of arrays would be spread out
-                result.flat[i] = _finished(item, seen)
-    elif isinstance(value, dict):
-        result = {_finished(k, seen): _finished(v, seen) for k, v in value.items()}
-    elif isinstance(value, (list, tuple)):
-        result = type(value)([_finished(item, seen) for item in value])
-    elif isinstance(value, _Dtype):
-        result = value.dtype()
-    else:
-        result = value
-    seen[id(value)] = result, value  # the value too, so that its id stays its own
-    return result
+# By name: what carries out a call, given what is done so far, the state that its result was given, and its arguments.
+MAKERS = {f"builtins.{kind.__name__}": functools.partial(_collection, kind) for kind in (bytes, dict, set, frozenset)}
+MAKERS.update({
+    "numpy.ndarray": None, "numpy.dtype": _dtype, "_codecs.encode": _encoded,
+    "numpy.core.multiarray._reconstruct": lambda done, state, *unused: _array(
+        done, state[2], state[4], state[1], "F" if state[3] else "C"),
+    "numpy.core.multiarray.scalar": lambda done, state, *arguments: _array(done, *arguments)[()],
+    "numpy.core.numeric._frombuffer": lambda done, state, content, dtype, *shape: _array(done, dtype, content, *shape)})

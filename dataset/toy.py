@@ -5,7 +5,6 @@ stands. transfer_error compares transfers of held-out people with their true dra
 """
 import collections
 import os
-import pickle
 
 import cv2
 import numpy as np
@@ -13,6 +12,7 @@ from PIL import Image
 
 from common.console import progress_bar
 from dataset.index import JOINTS
+from dataset.pickles import dump_index
 
 SIZE = 64
 OVERSAMPLING = 4
@@ -232,9 +232,9 @@ def make_data_set(out, n_train, n_test, seed):
         index["train"].append(person < n_train)
         index["person"].append(person)
         index["joints"].append(index_joints(pose))
+    index["joints"] = np.stack(index["joints"])
     path = os.path.join(out, "index.p")
-    with open(path + ".part", "wb") as file:
-        pickle.dump(index, file, protocol=2)
+    dump_index(index, path + ".part")
     os.replace(path + ".part", path)
     return index
 
