@@ -15,9 +15,15 @@ with quiet_stderr():
 
 from helpers import ROOT, SMALL, exit_code, only_run
 
-tf.logging.set_verbosity(tf.logging.ERROR)
-tf.disable_eager_execution()
-tf.enable_resource_variables()
+from common.machine import set_up_tensorflow
+
+set_up_tensorflow()
+
+
+def pytest_collection_modifyitems(items):
+    """Starts with the slow tests, so that no process is left alone with one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
 
 @pytest.fixture
 def graph():
@@ -40,7 +46,7 @@ def trained(tmp_path_factory, toy):
     """The run folder of a finished small training, and its config."""
     folder = tmp_path_factory.mktemp("trained")
     config = folder / "small.yaml"
-    config.write_text("".join("{}: {}\n".format(*item) for item in dict(SMALL, data_index=str(toy / "index.p")).items()))
+    config.write_text(yaml.safe_dump(dict(SMALL, data_index=str(toy / "index.p"))))
     import main
     assert exit_code(main, "--config", str(config), "--log_dir", folder / "log") == 0
     return only_run(folder / "log"), str(config)

@@ -12,9 +12,11 @@ from dataset.index import JOINTS, STANDING
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 SMALL = {
-    "batch_size": 2, "init_batches": 2, "spatial_size": 16, "box_factor": 1, "bottleneck_factor": 1, "n_filters": 4, "max_filters": 8, "lr": 1e-3,
-    "lr_decay_begin": 2, "lr_decay_end": 4, "log_freq": 2, "ckpt_freq": 2, "test_freq": 4, "drop_prob": 0.1,
-    "feature_layers": ["input_1", "block1_conv1"], "feature_weights": [1.0, 1.0], "gram_weights": [0.0, 0.1], "vgg_weights": "random"}
+    "spatial_size": 16, "box_factor": 1, "bottleneck_factor": 1, "n_filters": 4, "max_filters": 8,
+    "batch_size": 2, "init_batches": 2, "lr": 1e-3, "lr_decay_begin": 2, "lr_decay_end": 4, "drop_prob": 0.1,
+    "log_freq": 2, "ckpt_freq": 2, "test_freq": 4,
+    "feature_layers": ["input_1", "block1_conv1"], "feature_weights": [1.0, 1.0], "gram_weights": [0.0, 0.1],
+    "vgg_weights": "random"}
 
 
 def exit_code(module, *options):
@@ -29,6 +31,7 @@ def only_run(log_dir):
 
 
 def standing(*missing, **moved):
+    """Joints of somebody who stands upright; some may be missing, and others elsewhere."""
     points = dict(STANDING, **moved)
     points.update((name, (-1, -1)) for name in missing)
     return np.array([points[name] for name in JOINTS], np.float32)
@@ -39,8 +42,10 @@ def make_index(folder, n=4, image=None, **changes):
     os.makedirs(str(folder / "images"), exist_ok=True)
     names = [f"images/{i}.png" for i in range(n)]
     for i, name in enumerate(names):
-        Image.fromarray(np.full((20, 10, 3), 10 * i % 250, np.uint8) if image is None else image).save(str(folder / name))
-    index = {"joint_order": list(JOINTS), "imgs": names, "train": [i < n / 2 for i in range(n)], "joints": [standing()] * n}
+        pixels = np.full((20, 10, 3), 10 * i % 250, np.uint8) if image is None else image
+        Image.fromarray(pixels).save(str(folder / name))
+    index = {"joint_order": list(JOINTS), "imgs": names, "train": [i < n / 2 for i in range(n)],
+             "joints": [standing()] * n}
     index.update(changes)
     path = str(folder / "index.p")
     with open(path, "wb") as file:
@@ -62,7 +67,8 @@ def mutated(random, content):
         elif kind == 2:
             content[start:start + length] = random.bytes(length)
         elif kind == 3:
-            content[start:start + 4] = [b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f"][random.randint(4)]
+            lengths = [b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f"]
+            content[start:start + 4] = lengths[random.randint(4)]
         elif kind == 4:
             del content[start:]
         elif content:
@@ -72,6 +78,7 @@ def mutated(random, content):
 
 
 def images(formats):
+    """Yields the content of an image file in each of these formats, (name, options of Image.save)."""
     picture = Image.fromarray(np.random.RandomState(0).randint(0, 256, (12, 9, 3)).astype(np.uint8))
     for name, options in formats:
         file = io.BytesIO()

@@ -52,6 +52,7 @@ def fingerprint(name):
     return (sum(map(ord, name)) % 977) / 977.0
 
 
+@pytest.mark.slow
 def test_a_published_checkpoint_loads_in_full_and_the_unread_tensors_do_not_matter(published_checkpoint, graph):
     config = market_config()
     loss_layers = dict(config, feature_layers=["input_1"], feature_weights=[1.0], gram_weights=[0.0])
@@ -76,6 +77,7 @@ def test_a_published_checkpoint_loads_in_full_and_the_unread_tensors_do_not_matt
         assert session.run(net.step) == 0
 
 
+@pytest.mark.slow
 def test_pictures_need_only_the_model_of_a_published_checkpoint(published_checkpoint, graph):
     config = market_config()
     make_rendering_tensors(config, market_shapes())

@@ -60,9 +60,9 @@ def test_workers_share_every_pass_between_them():
 
 
 def launch(folder, n, *options):
-    command = LAUNCH + [str(n), "--", sys.executable, os.path.join(ROOT, "main.py")] + [str(option) for option in options]
-    return subprocess.Popen(command, cwd=str(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            universal_newlines=True)
+    command = [sys.executable, os.path.join(ROOT, "main.py")] + [str(option) for option in options]
+    return subprocess.Popen(LAUNCH + [str(n), "--"] + command, cwd=str(folder), stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, universal_newlines=True)
 
 
 def moments(folder):
@@ -70,6 +70,7 @@ def moments(folder):
     return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map() if name.endswith("/Adam")}
 
 
+@pytest.mark.slow
 def test_two_workers_make_the_gradients_of_one_with_twice_the_batch(small_config, tmp_path):
     shared = dict(TINY, lr_decay_begin=0, lr_decay_end=1)
     results = {}
@@ -100,6 +101,7 @@ def worker_process(folder, addresses, number, config):
                             env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
 
 
+@pytest.mark.slow
 def test_when_a_worker_dies_the_others_end_and_training_can_go_on(small_config, tmp_path):
     config = small_config(lr_decay_end=100000, log_freq=100000, test_freq=100000, ckpt_freq=20, **TINY)
     addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
@@ -116,7 +118,8 @@ def test_when_a_worker_dies_the_others_end_and_training_can_go_on(small_config, 
     # The same again with --checkpoint, by two workers and by one; a signal to the launcher stops all.
     for n in (2, 1):
         process = launch(tmp_path, n, "--config", config, "--checkpoint", run, "--log_dir", tmp_path / str(n))
-        wait_for(lambda: glob.glob(str(tmp_path / str(n) / "*" / "checkpoints" / "*.index")))
+        saved = str(tmp_path / str(n) / "*" / "checkpoints" / "*.index")
+        wait_for(lambda saved=saved: glob.glob(saved))
         process.send_signal(signal.SIGTERM)
         stdout, stderr = process.communicate(timeout=60)
         assert process.returncode == 143 and f"training from step {step}" in stdout and "to go on" in stdout, stderr
@@ -133,6 +136,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_is_noticed():
     port = free_ports(1)[0]
     processes = [subprocess.Popen([sys.executable, "-c", PULSE, str(port), str(number)], stdout=subprocess.PIPE,
@@ -148,12 +152,16 @@ def test_a_worker_that_hangs_is_noticed():
 
 
 def test_the_launcher_ends_all_when_one_fails(tmp_path):
-    script = "import json, os, sys, time; n = json.loads(os.environ['TF_CONFIG'])['task']['index']; time.sleep(99 * n); sys.exit(7)"
+    script = """import json, os, sys, time
+number = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
+time.sleep(99 * number)
+sys.exit(7)"""
     start = time.time()
     done = subprocess.run(LAUNCH + ["2", "--", sys.executable, "-c", script], timeout=60)
     assert done.returncode == 7 and time.time() - start < 30
 
 
+@pytest.mark.slow
 def test_the_launcher_leaves_worker_0_the_time_to_save(tmp_path):
     """It takes 8 s after the signal, the other worker none."""
     script = """import json, os, signal, sys, time
@@ -174,8 +182,10 @@ time.sleep(60)"""
     assert launcher.wait(timeout=60) == 143 and saved.exists()
 
 
-def test_bad_commands_of_the_launcher_are_one_line():
-    for options, words in ((["0", "--", "true"], "--workers: expected a whole number from 1 to 1000, found 0"), (["2"], "required: COMMAND"),
-                           (["1", "--", "no-such-program"], "no-such-program: cannot be started")):
-        done = subprocess.run(LAUNCH + options, stderr=subprocess.PIPE, text=True, timeout=60)
-        assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
+@pytest.mark.parametrize("options, words", [
+    (["0", "--", "true"], "--workers: expected a whole number from 1 to 1000, found 0"),
+    (["2"], "required: COMMAND"),
+    (["1", "--", "no-such-program"], "no-such-program: cannot be started")])
+def test_bad_commands_of_the_launcher_are_one_line(options, words):
+    done = subprocess.run(LAUNCH + options, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1

@@ -11,7 +11,8 @@ import models
 import nn
 from training import graphs
 
-pytestmark = pytest.mark.xdist_group("golden")  # the graph that they share takes a minute to build
+# The graph that they share takes a minute to build.
+pytestmark = [pytest.mark.xdist_group("golden"), pytest.mark.slow]
 HERE = os.path.dirname(os.path.abspath(__file__))
 LAYERS = ["input_1"] + [f"block{block}_conv2" for block in range(1, 6)]
 COCO_GRAM = [0, .01, .01, .01, .01, .01]

@@ -49,6 +49,7 @@ def test_kl_is_that_of_unit_gaussians(graph):
     assert abs(found - monte_carlo) < 0.05 * monte_carlo
 
 
+@pytest.mark.slow
 def test_reconstruction_and_transfer_are_deterministic_and_samples_are_not(graph):
     net = models.VUNet(16, 1, 1, 4, 16)
     stick, parts = inputs()

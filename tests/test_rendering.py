@@ -22,8 +22,8 @@ def test_chosen_people_in_chosen_poses(trained, toy, tmp_path):
     index = Index(str(toy / "index.p"))
     people, poses = index.usable("test")[:2], index.usable("train")[:3]
     stems = [os.path.splitext(os.path.basename(index.images[n]))[0] for n in list(people) + list(poses)]
-    assert exit_code(main, "--mode", "transfer", "--checkpoint", str(run), "--log_dir", str(tmp_path / "log"),
-                      "--appearance", str(people[0]), stems[1], "--pose", index.images[poses[0]], stems[3], str(poses[2])) == 0
+    assert exit_code(main, "--mode", "transfer", "--checkpoint", run, "--log_dir", tmp_path / "log",
+                     "--appearance", people[0], stems[1], "--pose", index.images[poses[0]], stems[3], poses[2]) == 0
     folder = only_run(tmp_path / "log")
     cells = {path.name for path in (folder / "transfer_0").iterdir()}
     assert cells == {f"{a}_in_pose_of_{b}.png" for a in stems[:2] for b in stems[2:]}
@@ -52,7 +52,8 @@ def test_a_checkpoint_outside_of_a_run_needs_a_config(trained, tmp_path, capsys,
         (tmp_path / path.name).write_bytes(path.read_bytes())
     assert exit_code(main, "--mode", "transfer", "--checkpoint", "model.ckpt-4") == 2
     assert "--config is needed: model.ckpt-4 is not in a run folder" in capsys.readouterr().err
-    assert exit_code(main, "--mode", "transfer", "--checkpoint", "model.ckpt-4", "--config", trained[1], "--batches", "1") == 0
+    assert exit_code(main, "--mode", "transfer", "--checkpoint", "model.ckpt-4", "--config", trained[1],
+                     "--batches", 1) == 0
 
 
 # ---------------------------------------------------------------------------------------------- animate
@@ -61,8 +62,8 @@ def test_an_animation_is_a_gif_and_an_mp4_of_person_pose_and_result(trained, toy
     run, _ = trained
     index = Index(str(toy / "index.p"))
     a, b, c = index.usable("test")[:3]
-    assert exit_code(main, "--mode", "animate", "--checkpoint", str(run), "--log_dir", str(tmp_path / "log"), "--fps", "20",
-                      "--seconds_per_pose", "0.2", "--appearance", str(a), "--pose", str(b), str(c), str(b)) == 0
+    assert exit_code(main, "--mode", "animate", "--checkpoint", run, "--log_dir", tmp_path / "log", "--fps", 20,
+                     "--seconds_per_pose", 0.2, "--appearance", a, "--pose", b, c, b) == 0
     folder = only_run(tmp_path / "log")
     gif = Image.open(str(folder / "animation.gif"))
     assert gif.size == (48, 16) and gif.info["duration"] == 50 and gif.info["loop"] == 0
@@ -76,8 +77,8 @@ def test_an_animation_is_a_gif_and_an_mp4_of_person_pose_and_result(trained, toy
 def test_an_animation_too_long_for_a_gif_is_an_mp4(trained, toy, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(rendering, "MAX_PIXELS", 16 * 48 * 8)
     a, b = Index(str(toy / "index.p")).usable("test")[:2]
-    assert exit_code(main, "--mode", "animate", "--checkpoint", str(trained[0]), "--log_dir", str(tmp_path / "log"), "--fps", "20",
-                      "--seconds_per_pose", "0.4", "--appearance", str(a), "--pose", str(b), str(a)) == 0
+    assert exit_code(main, "--mode", "animate", "--checkpoint", trained[0], "--log_dir", tmp_path / "log", "--fps", 20,
+                     "--seconds_per_pose", 0.4, "--appearance", a, "--pose", b, a) == 0
     assert "animation.gif is left out: of 9 frames" in capsys.readouterr().out
     folder = only_run(tmp_path / "log")
     assert (folder / "animation.mp4").stat().st_size and not (folder / "animation.gif").exists()
@@ -87,7 +88,8 @@ def test_joints_move_on_straight_lines_and_are_missing_where_either_end_misses_t
     keys = np.stack([standing(cnose=(0.2, 0.1)), standing(cnose=(0.6, 0.3)), standing("cnose")])
     joints = interpolate(keys, 4)
     assert joints.shape == (9, 15, 2) and joints.dtype == np.float32
-    np.testing.assert_allclose(joints[:5, J["cnose"]], [(0.2, 0.1), (0.3, 0.15), (0.4, 0.2), (0.5, 0.25), (0.6, 0.3)], rtol=1e-6)
+    expected = [(0.2, 0.1), (0.3, 0.15), (0.4, 0.2), (0.5, 0.25), (0.6, 0.3)]
+    np.testing.assert_allclose(joints[:5, J["cnose"]], expected, rtol=1e-6)
     assert (joints[5:, J["cnose"]] == -1).all()
     np.testing.assert_array_equal(interpolate(keys, 1), keys)
 
