@@ -19,6 +19,17 @@ def set_up_tensorflow():
     tf.enable_resource_variables()
     cv2.setNumThreads(1)  # the pictures are small, and there are threads enough
     _keep_freed_memory()
+    _let_xla_compile_for_cpus()
+
+
+def _let_xla_compile_for_cpus():
+    """Has XLA, where a session asks for it, compile CPUs' part of the graph as well.
+
+    TensorFlow reads this flag once, when it first looks for devices. Under 1.15 a small network took over five minutes.
+    """
+    flags = os.environ.get("TF_XLA_FLAGS", "")
+    if "tf_xla_cpu_global_jit" not in flags and not tf.__version__.startswith("1."):
+        os.environ["TF_XLA_FLAGS"] = f"{flags} --tf_xla_cpu_global_jit".strip()
 
 
 def _keep_freed_memory():
@@ -60,10 +71,6 @@ def session_options(config):
             os.environ.setdefault("TF_AUTO_MIXED_PRECISION_GRAPH_REWRITE_" + change, "Mean,Sum")
     if config["xla"]:
         options.graph_options.optimizer_options.global_jit_level = tf.OptimizerOptions.ON_1
-        flags = os.environ.get("TF_XLA_FLAGS", "")
-        # Without this flag only GPUs' part of the graph is compiled. Under 1.15 a small network took over five minutes.
-        if "tf_xla_cpu_global_jit" not in flags and not tf.__version__.startswith("1."):
-            os.environ["TF_XLA_FLAGS"] = (flags + " --tf_xla_cpu_global_jit").strip()
     return options
 
 

@@ -186,7 +186,7 @@ def test_a_broken_image_in_the_middle_is_named_after_a_checkpoint(program, small
     assert tensors(find_checkpoint(str(only_run(tmp_path / "log"))))["global_step"] == 5
 
 
-@pytest.mark.parametrize("mode", ["train", "transfer"])
+@pytest.mark.parametrize("mode", [SLOW_TRAIN, "transfer"])
 def test_a_broken_image_in_the_first_test_batch_leaves_no_run_folder(
         trained, small_config, toy, tmp_path, capsys, mode):
     folder = tmp_path / "data"
@@ -325,7 +325,7 @@ def test_bad_indexes(small_config, tmp_path, capsys, monkeypatch, content, words
     assert not (tmp_path / "log").exists() and not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("mode", ["train", "transfer"])
+@pytest.mark.parametrize("mode", [SLOW_TRAIN, "transfer"])
 @pytest.mark.parametrize("changes, words", [
     ({"n_filters": 8}, ["of another config", "shape", "[24, 8]", "[24, 16]"]),
     ({"spatial_size": 32}, ["of another config", "has no variable"])])
@@ -365,7 +365,7 @@ def test_bad_options(options, words, capsys):
     (["--config", "CONFIG", "--checkpoint", "nowhere"], ["there is no checkpoint nowhere"]),
     (["--config", "CONFIG", "--checkpoint", "."], ["there is no checkpoint in the folder ."]),
     (["--config", "CONFIG", "--mode", "transfer", "--checkpoint", "nowhere"], ["there is no checkpoint nowhere"]),
-    (["--config", "CONFIG", "--log_dir", "CONFIG"], ["--log_dir", "small.yaml"])])
+    pytest.param(["--config", "CONFIG", "--log_dir", "CONFIG"], ["--log_dir", "small.yaml"], marks=pytest.mark.slow)])
 def test_bad_paths(small_config, tmp_path, capsys, monkeypatch, options, words):
     monkeypatch.chdir(tmp_path)
     config = small_config()
