@@ -21,6 +21,7 @@ from training.checkpoints import CheckpointSaver, find_checkpoint
 from training.config import load_config
 from training.runs import Run
 
+SLOW_TRAIN = pytest.param("train", marks=pytest.mark.slow)
 SCALARS = ["global_step", "loss", "likelihood_loss", "kl_loss", "kl_weight", "vgg_loss_0", "vgg_loss_1", "gram_loss_1"]
 
 

@@ -156,6 +156,7 @@ def test_flop_are_counted_from_shapes(graph):
     assert count_flop(tf.matmul(a[None], b[None], transpose_a=True).op) == 2 * 7 * 6 * 4
 
 
+@pytest.mark.slow
 def test_a_step_computes_no_gradient_of_vgg19s_weights(graph, small_config):
     config = load_config(small_config())
     shapes = Examples((16, 16, 3), (16, 16, 3), (8, 8, 24), (8,))
