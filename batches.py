@@ -200,7 +200,7 @@ class BatchOrder:
     than a batch are repeated. worker, n_workers: each of so many workers takes its own batches out of every epoch.
     """
 
-    def __init__(self, numbers, batch_size, seed, worker=0, n_workers=1):
+    def __init__(self, numbers, batch_size, seed, *, worker=0, n_workers=1):
         self.numbers = np.asarray(numbers, np.int64)
         self.batch_size = batch_size
         self.seed = seed
@@ -221,7 +221,7 @@ class BatchOrder:
         return np.take(self.epoch_order(epoch), np.arange(start, start + n), mode="wrap")
 
 
-def pipeline(load, order, first_batch=0, n_batches=None, n_threads=None):
+def pipeline(load, order, first_batch=0, *, n_batches=None, n_threads=None):
     """A tf.data.Dataset of batches (Examples of uint8 tensors), made ahead in parallel threads."""
     end = np.iinfo(np.int64).max if n_batches is None else first_batch + n_batches
 

@@ -89,7 +89,7 @@ def image_distances(x, y):
     return tf.reduce_mean(tf.abs(x - y), axis=list(range(1, x.shape.ndims)))
 
 
-def weighted_terms(target_features, picture_features, feature_weights, gram_weights, distance=mean_distance):
+def weighted_terms(target_features, picture_features, feature_weights, gram_weights, *, distance=mean_distance):
     """Terms of the loss between two lists of features (N, h, w, c), one per layer, measured with `distance`."""
     feature_losses = [weight * distance(x, y) for weight, x, y
                       in zip(feature_weights, target_features, picture_features)]

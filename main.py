@@ -13,6 +13,7 @@ RUN is a run folder, its checkpoints folder or a checkpoint prefix; without --co
 command writes to a new run folder, log/<date>T<time>. docs/configuration.md explains options, config keys and files.
 """
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -126,25 +127,34 @@ def train(options, config):
                        worker=cluster.worker, n_workers=cluster.n_workers)
 
     with tf.Graph().as_default(), cluster.device():
-        iterator = tf.data.make_initializable_iterator(pipeline(load, order, first_step, n_steps))
-        graph = TrainingGraph(config, iterator.get_next(), load.shapes(), vgg_weights, cluster)
+        iterator = tf.data.make_initializable_iterator(pipeline(load, order, first_step, n_batches=n_steps))
+        graph = TrainingGraph(config, iterator.get_next(), load.shapes(), vgg_weights, cluster=cluster)
         del vgg_weights  # 80 MB
         saver = CheckpointSaver(graph.saved_variables())
         tf.get_default_graph().finalize()
-        with make_session(config, cluster) as session:
-            set_weights(session, graph, saver, checkpoint, options.retrain,
-                        lambda: load.batch(order.front(config["init_batches"] * config["batch_size"])))
+        with make_session(config, cluster) as session, contextlib.ExitStack() as stack:
+            set_weights(session, graph, saver, checkpoint, retrain=options.retrain, make_init_batch=lambda: load.batch(
+                order.front(config["init_batches"] * config["batch_size"])))
             session.run(iterator.initializer)
-            trainer = Trainer(config=config, session=session, graph=graph, saver=saver, load=load)
-            if cluster.worker > 0:
-                stopped_by = trainer.train(first_step)
-                cluster.leave()
-            else:
-                stopped_by = lead_training(trainer, options, index, checkpoint, first_step)
+            run = test_batch = None
+            if cluster.worker == 0:  # the run folder comes last of all, so that bad input leaves none behind
+                test_order = BatchOrder(index.usable("test"), config["batch_size"], config["seed"])
+                test_batch = load.batch(test_order.batch(0))
+                run = stack.enter_context(Run(options.log_dir, config))
+                cluster.note_loss_with(run.log)
+                origin = f", from {checkpoint.prefix}" if checkpoint else ""
+                run.say(f"training from step {first_step} to {config['lr_decay_end']}{origin}; "
+                        f"pictures and checkpoints: {run.folder}")
+            trainer = Trainer(config=config, session=session, graph=graph, saver=saver, load=load, run=run,
+                              test_batch=test_batch)
+            stopped_by = trainer.train(first_step)
+            cluster.leave()
+            if run is not None:
+                finish(trainer, options, index, stopped_by)
     return 128 + stopped_by if stopped_by else 0
 
 
-def set_weights(session, graph, saver, checkpoint, retrain, make_init_batch):
+def set_weights(session, graph, saver, checkpoint, *, retrain, make_init_batch):
     """Gives all workers worker 0's weights: from the checkpoint, or random ones initialised from data."""
     graph.start(session)
     if graph.cluster.worker == 0:
@@ -161,28 +171,17 @@ def set_weights(session, graph, saver, checkpoint, retrain, make_init_batch):
         raise
 
 
-def lead_training(trainer, options, index, checkpoint, first_step):
-    """Trains as worker 0, the only one with a run folder; returns the number of the signal that ended it, or 0."""
-    config, cluster = trainer.config, trainer.graph.cluster
-    test_order = BatchOrder(index.usable("test"), config["batch_size"], config["seed"])
-    test_batch = trainer.load.batch(test_order.batch(0))
-    with Run(options.log_dir, config) as run:  # last of all, so that bad input leaves none behind
-        cluster.note_loss_with(run.log)
-        origin = f", from {checkpoint.prefix}" if checkpoint else ""
-        run.say(f"training from step {first_step} to {config['lr_decay_end']}{origin}; "
-                f"pictures and checkpoints: {run.folder}")
-        trainer.log_to(run, test_batch)
-        stopped_by = trainer.train(first_step)
-        cluster.leave()
-        result = save_result(run, trainer.transfers)
-        if stopped_by:
-            run.say(f"to go on: {command_to_go_on(options, run.folder)}")
-        else:
-            report_toy(config, index, trainer.load, trainer.renderer, run)
-        done = "" if stopped_by else "done; "
-        also = f"; curves and last transfers: {result}" if result else ""
-        run.say(f"{done}the pictures are in {run.folder}{also}")
-    return stopped_by
+def finish(trainer, options, index, stopped_by):
+    """result.png, and the last lines of a training."""
+    run = trainer.run
+    result = save_result(run, trainer.transfers)
+    if stopped_by:
+        run.say(f"to go on: {command_to_go_on(options, run.folder)}")
+    else:
+        report_toy(trainer.config, index, run, load=trainer.load, renderer=trainer.renderer)
+    done = "" if stopped_by else "done; "
+    also = f"; curves and last transfers: {result}" if result else ""
+    run.say(f"{done}the pictures are in {run.folder}{also}")
 
 
 def command_to_go_on(options, folder):
@@ -196,19 +195,16 @@ def command_to_go_on(options, folder):
 class Trainer:
     """The training loop, and what it does every so often; the latter falls to worker 0: the others have no run.
 
-    transfers: the last transfer grid (h, w, 3) uint8, or None.
+    run: a Run to log, draw and save to. test_batch: uint8 Examples to validate on and to draw transfers of. Other
+    workers have None for both. transfers: the last transfer grid (h, w, 3) uint8, or None.
     """
 
-    def __init__(self, *, config, session, graph, saver, load):
+    def __init__(self, *, config, session, graph, saver, load, run, test_batch):
         self.config, self.session, self.graph, self.saver, self.load = config, session, graph, saver, load
+        self.run, self.test_batch, self.transfers = run, test_batch, None
         self.renderer = Renderer(graph.rendering, session)
         self.check = FiniteCheck(graph.may_overflow)
-        self.run, self.test_batch, self.transfers = None, None, None
         self.images, self.seconds = 0, 0.0  # trained on since the last log
-
-    def log_to(self, run, test_batch):
-        """Logs, draws and saves to a Run; test_batch: the Examples that it validates on and draws transfers of."""
-        self.run, self.test_batch = run, test_batch
 
     def train(self, step):
         """Trains from `step` to lr_decay_end, or to a SIGINT or SIGTERM, whose number it returns."""

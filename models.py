@@ -34,7 +34,7 @@ class VUNet:
     feature maps are 2^bottleneck_factor pixels wide. n_filters, max_filters: at full size and at most.
     """
 
-    def __init__(self, spatial_size, box_factor, bottleneck_factor, n_filters=32, max_filters=128):
+    def __init__(self, spatial_size, box_factor, bottleneck_factor, *, n_filters=32, max_filters=128):
         self.n_scales = spatial_size.bit_length() - bottleneck_factor  # 1 + log2(S) - bottleneck_factor
         self.box_factor = box_factor
         self.n_filters = n_filters

@@ -33,7 +33,7 @@ class Pass:
     noise: scalar tensor, a factor of all noise, which can be fed.
     """
 
-    def __init__(self, name, step=0, seed=0, drop_prob=0.0, initialising=False, worker=0, n_workers=1):
+    def __init__(self, name, step=0, seed=0, drop_prob=0.0, *, initialising=False, worker=0, n_workers=1):
         self.name = name
         self.step = step
         self.seed = seed
@@ -134,7 +134,7 @@ def stream_key(seed, place):
 
 def conv2d(pass_, x, filters, stride=1):
     """3 x 3 convolution, SAME. x (N, h, w, c) -> (N, ceil(h / stride), ceil(w / stride), filters)."""
-    return _weight_normalised(pass_, "conv2d", x, (3, 3, channels(x), filters), stride)
+    return _weight_normalised(pass_, "conv2d", x, (3, 3, channels(x), filters), stride=stride)
 
 
 def nin(pass_, x, filters):
@@ -178,7 +178,7 @@ def channels(x):
 
 # ---------------------------------------------------------------------------------------------- weight normalisation
 
-def _weight_normalised(pass_, kind, x, shape, stride=1, x_scale=1.0):
+def _weight_normalised(pass_, kind, x, shape, *, stride=1, x_scale=1.0):
     """y = g * (x_scale * x conv V / |V|) + b (Salimans & Kingma 2016), |V| the L2 norm per output channel.
 
     All factors go into the kernel: scaling the activations instead would read and write all of them once more.
@@ -188,10 +188,11 @@ def _weight_normalised(pass_, kind, x, shape, stride=1, x_scale=1.0):
         V = tf.get_variable("V", shape, initializer=_direction_initializer(pass_, name + "/V"))
         g = tf.get_variable("g", (filters,), initializer=tf.ones_initializer())
         b = tf.get_variable("b", (filters,), initializer=tf.zeros_initializer())
+    kernel = _reached(V, x)
     if pass_.initialising:
-        t = _conv(x, _reached(V, x) * _over_norm(tf.ones_like(g) * x_scale, V), tf.zeros_like(b), stride)
+        t = _conv(x, kernel * _over_norm(x_scale * tf.ones_like(g), V), tf.zeros_like(b), stride)
         return _initialise_from_data(pass_, t, g, b)
-    return _conv(x, _reached(V, x) * _over_norm(x_scale * g, V), b, stride)
+    return _conv(x, kernel * _over_norm(x_scale * g, V), b, stride)
 
 
 @tf.custom_gradient

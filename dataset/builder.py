@@ -2,7 +2,7 @@
 import collections
 import fcntl
 import io
-import multiprocessing.pool
+import itertools
 import os
 import shutil
 
@@ -12,6 +12,7 @@ from PIL import Image
 from common.console import progress_bar
 from common.errors import UserError, reason, shown
 from common.names import numbered
+from common.threads import read_ahead
 from dataset.index import TORSO, is_visible
 from dataset.pickles import dump_index
 
@@ -197,13 +198,9 @@ def with_progress(items, total=None):
 
 def in_parallel(function, items, chunk=16):
     """Yields function(item) of each item, in order; threads compute a chunk ahead. Shows a progress bar."""
-    bar = iter(with_progress(items))
-    with multiprocessing.pool.ThreadPool() as pool:
-        for start in range(0, len(items), chunk):
-            for result in pool.map(function, items[start:start + chunk]):
-                next(bar)
-                yield result
-    list(bar)  # closes it
+    chunks = (items[start:start + chunk] for start in range(0, len(items), chunk))
+    results = itertools.chain.from_iterable(read_ahead(function, chunks))
+    yield from with_progress(results, total=len(items))
 
 
 def square_around(points, width, height):

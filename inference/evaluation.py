@@ -1,7 +1,6 @@
 """Figures of a trained network on the whole test split: the mode evaluate."""
 import collections
 import json
-import multiprocessing.pool
 import sys
 
 import numpy as np
@@ -12,6 +11,7 @@ from batches import Examples, Loader
 from common.console import progress_bar
 from common.errors import UserError, shown
 from common.machine import cpu_count, make_session
+from common.threads import read_ahead
 from dataset import toy
 from dataset.index import is_list
 from dataset.selection import unique_labels
@@ -53,7 +53,7 @@ def evaluate(options, config):
             run.say(f"left out, as they could not be read: {len(evaluation.left_out)} images, which metrics.json names")
         if n_pairs_left_out:
             run.say(f"left out: {n_pairs_left_out} pairs in which not both are test images with hips and shoulders")
-        report_toy(config, index, evaluation.load, renderer, run)
+        report_toy(config, index, run, load=evaluation.load, renderer=renderer)
         run.say(f"the figures are in {run.path('metrics.json')}")
 
 
@@ -143,7 +143,7 @@ class Evaluation:
         """(groups (n, k), Examples of n * k images) of groups (N, k) of images that can be read."""
         size = self.renderer.batch_size
         chunks = [groups[start:start + size] for start in range(0, len(groups), size)]
-        for chunk, loaded in zip(chunks, read_ahead(self._read, chunks)):
+        for chunk, loaded in zip(chunks, read_ahead(self._read, chunks, cpu_count())):
             whole = [k for k, examples in enumerate(loaded) if examples is not None]
             if whole:
                 self.late.run()
@@ -175,18 +175,6 @@ class Evaluation:
             times = self._saved[folder, number]
             in_folder = folder if times == 1 else f"{folder}_{times}"
             self.late.run().picture(f"{in_folder}/{self._labels[number]}", picture)
-
-
-def read_ahead(function, chunks):
-    """Yields [function(item) for item in chunk] for each chunk; the next one is made meanwhile, in threads."""
-    with multiprocessing.pool.ThreadPool(cpu_count()) as pool:
-        pending = collections.deque()
-        for chunk in chunks:
-            pending.append(pool.map_async(function, chunk))
-            if len(pending) > 1:
-                yield pending.popleft().get()
-        while pending:
-            yield pending.popleft().get()
 
 
 # ---------------------------------------------------------------------------------------------- pairs of one person
@@ -268,7 +256,7 @@ def table(metrics):
     return lines
 
 
-def report_toy(config, index, load, renderer, run):
+def report_toy(config, index, run, *, load, renderer):
     """For the toy data, whose truth can be drawn: the error of transfers to held-out people."""
     if config["spatial_size"] != toy.SIZE or not toy.is_toy(index.joints, index.extra):
         return

@@ -86,13 +86,15 @@ def transfer(options, config):
             progress_bar(total=n_pictures, unit="picture") as bar:
         try:
             for i, (people, poses) in enumerate(jobs):
-                save_transfers(late, f"transfer_{i}", renderer, people, poses, bar=bar, config=config)
+                save_transfers(late, f"transfer_{i}", people, poses, renderer=renderer, bar=bar, config=config)
         except UserError as error:
-            raise UserError(f"{error}; the pictures before it are in {late.run().folder}") if late.is_made else error
+            if not late.is_made:
+                raise
+            raise UserError(f"{error}; the pictures before it are in {late.run().folder}")
         late.run().say(f"the pictures are in {late.run().folder}")
 
 
-def save_transfers(late, name, renderer, people, poses, *, bar, config):
+def save_transfers(late, name, people, poses, *, renderer, bar, config):
     """Saves cells as <name>/<person>_in_pose_of_<pose>.png and, where it would not be huge, <name>.png, the grid.
 
     late: a LateRun. people, poses: Selections. There may be thousands of either: without the grid only a batch of

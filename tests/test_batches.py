@@ -143,7 +143,7 @@ def test_small_sets_go_round():
 
 def run_pipeline(load, order, first, n):
     with tf.Graph().as_default(), tf.Session() as session:
-        iterator = tf.data.make_initializable_iterator(batches.pipeline(load, order, first, n))
+        iterator = tf.data.make_initializable_iterator(batches.pipeline(load, order, first, n_batches=n))
         batch = iterator.get_next()
         session.run(iterator.initializer)
         return [session.run(batch) for _ in range(n)]

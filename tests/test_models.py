@@ -51,7 +51,7 @@ def test_kl_is_that_of_unit_gaussians(graph):
 
 @pytest.mark.slow
 def test_reconstruction_and_transfer_are_deterministic_and_samples_are_not(graph):
-    net = models.VUNet(16, 1, 1, 4, 16)
+    net = models.VUNet(16, 1, 1, n_filters=4, max_filters=16)
     stick, parts = inputs()
     fetches = [call(nn.Pass(name)) for name in "ab" for call in (
         lambda pass_: net.transfer(pass_, stick, net.posterior_means(pass_, parts)),
@@ -63,7 +63,7 @@ def test_reconstruction_and_transfer_are_deterministic_and_samples_are_not(graph
 
 
 def test_the_appearance_comes_from_the_parts_and_the_encoder_does_not_see_the_pose(graph):
-    net = models.VUNet(16, 1, 1, 4, 16)
+    net = models.VUNet(16, 1, 1, n_filters=4, max_filters=16)
     stick, parts = inputs()
     means = net.posterior_means(nn.Pass("encode"), parts)
     picture = net.transfer(nn.Pass("transfer"), stick, means)
@@ -73,7 +73,7 @@ def test_the_appearance_comes_from_the_parts_and_the_encoder_does_not_see_the_po
 
 
 def test_the_prior_sees_earlier_groups_only(graph):
-    net = models.VUNet(16, 1, 1, 4, 16)
+    net = models.VUNet(16, 1, 1, n_filters=4, max_filters=16)
     stick, _ = inputs()
     latents = [tf.zeros((2, 2, 2, 16)), tf.zeros((2, 4, 4, 16))]
     prior_means = net.decode(nn.Pass("train"), stick, latents).prior_means

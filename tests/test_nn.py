@@ -145,15 +145,17 @@ def test_convolutions_of_small_maps_are_convolutions(graph, h, w):
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(3, 3, 5, 4), (6, 4)])
-def test_the_gradient_of_weight_normalisation_is_tensorflows_own(graph, shape):
+@pytest.mark.parametrize("shape, pixels", [((3, 3, 5, 4), 2), ((6, 4), 2), ((3, 3, 5, 4), 1)])
+def test_the_gradient_of_normalised_kernels_is_tensorflows_own(graph, shape, pixels):
+    """On maps of one pixel the centre of a kernel is all that matters."""
     random = np.random.RandomState(0)
     V = tf.constant(random.normal(size=shape), tf.float32)
     g = tf.constant(random.uniform(0.5, 2, shape[-1]), tf.float32)
-    plain = g / tf.sqrt(tf.reduce_sum(tf.square(V), axis=list(range(len(shape) - 1))))
-    weights = tf.constant(random.normal(size=shape), tf.float32)
-    results = [[V * scale] + tf.gradients(tf.reduce_sum(weights * V * scale), [V, g])
-               for scale in (nn._over_norm(g, V), plain)]
+    found = nn._reached(V, tf.zeros((1, pixels, pixels, 5))) * nn._over_norm(g, V)
+    plain = g * V / tf.sqrt(tf.reduce_sum(tf.square(V), axis=list(range(len(shape) - 1))))
+    plain = plain[1:2, 1:2] if pixels == 1 else plain
+    weights = tf.constant(random.normal(size=plain.shape.as_list()), tf.float32)
+    results = [[kernel] + tf.gradients(tf.reduce_sum(weights * kernel), [V, g]) for kernel in (found, plain)]
     with tf.Session() as session:
         for found, expected in zip(*session.run(results)):
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
@@ -203,10 +205,14 @@ def test_the_noise_of_workers_is_that_of_one_batch_of_all():
 
 def test_no_dropout_adds_no_operation(graph):
     pass_ = nn.Pass("train")
+    x = tf.ones((1, 4, 4, 3))
     with pass_.network("net"):
-        nn.elu_conv2d(pass_, tf.ones((1, 4, 4, 3)), 3)
-    names = [op.name for op in graph.get_operations() if "Random" in op.type]
-    assert pass_.dropout is None and not [name for name in names if name.startswith("train/net/")]
+        nn.elu_conv2d(pass_, x, 3)
+    operations = [op for op in graph.get_operations() if op.name.startswith("train/net/")]
+    convolution, = [op for op in operations if op.type == "Conv2D"]
+    elu = convolution.inputs[0].op
+    assert elu.type == "Elu" and elu.inputs[0] is x
+    assert not [op for op in operations if "Random" in op.type]
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**31 - 1])

@@ -99,23 +99,25 @@ def test_mixed_precision_learns_as_float32_does(program, small_config, tmp_path)
 
 @pytest.mark.slow
 @pytest.mark.skipif(IS_TF1 and not has_gpu(), reason="TensorFlow 1.15 has mixed precision on GPUs only")
-def test_mixed_precision_trains_the_toy(program, tmp_path):
-    """In a part of toy.yaml's steps it has learnt something.
+def test_mixed_precision_trains_the_toy_as_float32_does(program, tmp_path):
+    """In a part of toy.yaml's steps: the transfer error is the same within the effect of rounding.
 
-    With other seeds the transfer error was 0.43 to 0.45, and 0.40 to 0.45 in float32; the mean appearance has 0.51.
+    That effect is large after so few steps: with other seeds float32 reached 0.40 to 0.45, mixed 0.43 to 0.45.
     """
     make_data_set(str(tmp_path / "toy"), n_train=300, n_test=40, seed=0)
     config = dict(load_config(os.path.join(ROOT, "toy.yaml")), data_index=str(tmp_path / "toy" / "index.p"),
-                  lr_decay_begin=120, lr_decay_end=240, log_freq=1000, ckpt_freq=1000, test_freq=1000,
-                  precision="mixed")
-    (tmp_path / "toy.yaml").write_text(dump_config(config))
-    result = program("--config", "toy.yaml")
-    assert result.returncode == 0, result.stderr
-    error, of_the_mean = map(float, re.search(
-        r"held-out people: ([0-9.]+); of the mean training appearance: ([0-9.]+)", result.stdout).groups())
-    assert error < 0.93 * of_the_mean
-    reader = tf.train.NewCheckpointReader(find_checkpoint(str(only_run(tmp_path / "log"))))
-    assert set(reader.get_variable_to_dtype_map().values()) == {tf.float32, tf.int32}
+                  lr_decay_begin=120, lr_decay_end=240, log_freq=1000, ckpt_freq=1000, test_freq=1000)
+    errors = {}
+    for precision in ("float32", "mixed"):
+        (tmp_path / "toy.yaml").write_text(dump_config(dict(config, precision=precision)))
+        result = program("--config", "toy.yaml", "--log_dir", precision)
+        assert result.returncode == 0, result.stderr
+        errors[precision], of_the_mean = map(float, re.search(
+            r"held-out people: ([0-9.]+); of the mean training appearance: ([0-9.]+)", result.stdout).groups())
+        reader = tf.train.NewCheckpointReader(find_checkpoint(str(only_run(tmp_path / precision))))
+        assert set(reader.get_variable_to_dtype_map().values()) == {tf.float32, tf.int32}
+    assert max(errors.values()) < 0.93 * of_the_mean, errors  # both have learnt something
+    assert abs(errors["mixed"] / errors["float32"] - 1) < 0.2, errors
 
 
 def test_xla_compiles_where_the_config_says_so():

@@ -10,7 +10,6 @@ If the config's data or VGG19's weights are missing, made-up data and random wei
 import argparse
 import json
 import os
-import pickle
 import resource
 import subprocess
 import sys
@@ -33,6 +32,7 @@ from batches import BatchOrder, Loader, pipeline
 from common.errors import Parser, UserError, run, shown, whole_number
 from common.machine import cpu_count, make_session, set_up_tensorflow
 from dataset.index import JOINTS, STANDING, Index
+from dataset.pickles import dump_index
 from deeploss import load_weights
 from training.config import load_config, setting
 from training.graphs import TrainingGraph
@@ -215,9 +215,8 @@ def make_up_data(folder, size, n=128):
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(os.path.join(folder, name), quality=90)
     joints = np.array([STANDING[name] for name in JOINTS]) + random.uniform(-.04, .04, (n, len(JOINTS), 2))
     path = os.path.join(folder, "index.p")
-    with open(path, "wb") as file:
-        pickle.dump({"joint_order": list(JOINTS), "imgs": names, "train": [True] * (n - 1) + [False], "joints": joints},
-                    file, protocol=2)
+    train = [True] * (n - 1) + [False]
+    dump_index({"joint_order": list(JOINTS), "imgs": names, "train": train, "joints": joints}, path)
     return path
 
 

@@ -34,7 +34,7 @@ class TrainingGraph:
     worker was told to stop; stopping: whether any was. rendering: RenderingTensors.
     """
 
-    def __init__(self, config, batch, shapes, vgg_weights, cluster=ALONE):
+    def __init__(self, config, batch, shapes, vgg_weights, *, cluster=ALONE):
         net, seed, self.cluster = make_network(config), config["seed"], cluster
         with tf.variable_scope(tf.get_variable_scope(), use_resource=True):
             self.step = tf.get_variable("global_step", (), tf.int32, initializer=tf.zeros_initializer(),
@@ -224,7 +224,7 @@ def feed(tensors, arrays):
 
 # ---------------------------------------------------------------------------------------------- schedules
 
-def linear(step, begin, end, start, stop):
+def linear(step, *, begin, end, start, stop):
     """The straight line from (begin, start) to (end, stop), flat outside; a jump where begin >= end.
 
     step: int tensor; the result is a float32 scalar.
@@ -237,7 +237,7 @@ def linear(step, begin, end, start, stop):
 
 def learning_rate(step, config):
     """`lr` up to lr_decay_begin, then down to 0 at lr_decay_end."""
-    return linear(step, config["lr_decay_begin"], config["lr_decay_end"], config["lr"], 0.0)
+    return linear(step, begin=config["lr_decay_begin"], end=config["lr_decay_end"], start=config["lr"], stop=0.0)
 
 
 def kl_weight(step, config):
@@ -246,4 +246,4 @@ def kl_weight(step, config):
     With the KL term on from the start the decoder would learn to live off the skip connections, and the code collapse.
     """
     end = config["lr_decay_end"]
-    return linear(step, end // 2, 3 * end // 4, KL_WEIGHT_BEGIN, config["kl_weight_end"])
+    return linear(step, begin=end // 2, end=3 * end // 4, start=KL_WEIGHT_BEGIN, stop=config["kl_weight_end"])
