@@ -188,6 +188,7 @@ def _weight_normalised(pass_, kind, x, shape, *, stride=1, x_scale=1.0):
         V = tf.get_variable("V", shape, initializer=_direction_initializer(pass_, name + "/V"))
         g = tf.get_variable("g", (filters,), initializer=tf.ones_initializer())
         b = tf.get_variable("b", (filters,), initializer=tf.zeros_initializer())
+    V = tf.convert_to_tensor(V)  # one reading for both uses
     kernel = _reached(V, x)
     if pass_.initialising:
         t = _conv(x, kernel * _over_norm(x_scale * tf.ones_like(g), V), tf.zeros_like(b), stride)
