@@ -41,7 +41,7 @@ class VUNet:
         self.max_filters = max_filters
 
     def initialise(self, pass_, stick, parts):
-        """The initialising pass: as `train`; run its `assignments` on the first batches to set all g and b."""
+        """As `train`, with an initialising pass: running its `assignments` sets all g and b."""
         return self.train(pass_, stick, parts)
 
     def train(self, pass_, stick, parts):

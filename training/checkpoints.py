@@ -2,7 +2,6 @@
 
 Names and shapes are those of the published code, so its checkpoints load; tensors nobody asks for are ignored.
 """
-import glob
 import os
 import re
 
@@ -27,9 +26,9 @@ def find_checkpoint(path):
         raise UserError(f"--checkpoint: there is no checkpoint {path}; expected a prefix such as "
                         "RUN/checkpoints/model.ckpt-1000, a folder of checkpoints or a run folder")
     for folder in (path, os.path.join(path, "checkpoints")):
-        steps = [int(match.group(1)) for match in [re.search(r"model\.ckpt-(\d+)\.index$", name)
-                                                   for name in glob.glob(os.path.join(glob.escape(folder), "*"))]
-                 if match]
+        names = os.listdir(folder) if os.path.isdir(folder) else []
+        found = [re.fullmatch(r"model\.ckpt-(\d+)\.index", name) for name in names]
+        steps = [int(match.group(1)) for match in found if match]
         if steps:
             return os.path.join(folder, f"model.ckpt-{max(steps)}")
     raise UserError(f"--checkpoint: there is no checkpoint in the folder {path}; expected model.ckpt-<step>.index in "
