@@ -22,7 +22,7 @@ with quiet_stderr():  # TensorFlow greets on stderr while it is imported
 
 from common.errors import UserError
 from common.machine import cpu_count
-from dataset.index import TORSO, J, is_visible, load_image
+from dataset.index import TORSO, J, is_visible
 
 LIMBS = (("ankle", "knee"), ("knee", "hip"), ("hip", "shoulder"), ("shoulder", "elbow"), ("elbow", "wrist"))
 RIGHT_LIMBS, LEFT_LIMBS = ([(J[side + a], J[side + b]) for a, b in LIMBS] for side in "rl")
@@ -172,7 +172,7 @@ class Loader:
         corners, has_part = part_corners(joints, self.size)
         transforms = part_transforms(corners, self.part_size)
         try:
-            images = [load_image(self.index.image_path(number), self.size) for number in numbers]
+            images = [self.index.image(number, self.size) for number in numbers]
         except UserError as error:
             self.failure = error
             raise

@@ -5,18 +5,19 @@
     python main.py --config market_retrain.yaml --retrain --checkpoint RUN              second round
     python main.py --mode evaluate --checkpoint RUN                                     SSIM, PSNR ... of the test split
     python main.py --mode transfer --checkpoint RUN                                     people in each other's poses
-    python main.py --mode transfer --checkpoint RUN --appearance 7 --pose 3 12-15       this one in those poses
-    python main.py --mode animate --checkpoint RUN --appearance 7 --pose FOLDER         in motion, as GIF and MP4
+    python main.py --mode transfer --checkpoint RUN --appearance me.jpg --pose you.jpg  you in my clothes
+    python main.py --mode animate --checkpoint RUN --appearance me.jpg --pose dance.mp4 me in motion, as GIF and MP4
     python main.py --mode test --checkpoint RUN                                         appearances from the prior
+    python main.py --mode export --checkpoint RUN --out mine.vunet.zip                  the network as one file
 
-RUN is a run folder, its checkpoints folder or a checkpoint prefix; without --config its own config is used. Every
-command writes to a new run folder, log/<date>T<time>. docs/configuration.md explains options, config keys and files.
+RUN is a run folder, its checkpoints folder, a checkpoint prefix, a network file or the URL of one; without --config its
+own config is used. Every command but export writes to a new run folder, log/<date>T<time>. docs/configuration.md
+explains options, config keys and files.
 """
 import argparse
 import contextlib
 import json
 import math
-import os
 import shlex
 import signal
 import sys
@@ -33,8 +34,9 @@ from common.machine import make_session, set_up_tensorflow
 from dataset.index import Index
 from deeploss import load_weights
 from inference.evaluation import evaluate, report_toy
+from inference.networks import DETAILS, details_of, export, open_network
 from inference.rendering import animate, sample, transfer
-from training.checkpoints import Checkpoint, CheckpointSaver, find_checkpoint
+from training.checkpoints import CheckpointSaver
 from training.cluster import join_cluster
 from training.config import load_config, setting
 from training.curves import save_result
@@ -48,13 +50,14 @@ def main(argv=None):
     """Runs one command; returns its exit code where that is not 0. Raises UserError."""
     options = parse_options(argv)
     set_up_tensorflow()
-    if options.checkpoint:  # once: a training that still runs may save another at any time
-        options.checkpoint = find_checkpoint(options.checkpoint)
-    config = load_config(options.config or saved_config(options.checkpoint), dict(options.set))
-    try:
-        return MODES[options.mode](options, config)
-    except tf.errors.ResourceExhaustedError as error:
-        raise UserError(f"out of memory, which a smaller batch_size may spare: {reason(error)}")
+    with contextlib.ExitStack() as stack:
+        # Found once: a training that still runs may save another checkpoint at any time.
+        options.network = stack.enter_context(open_network(options.checkpoint)) if options.checkpoint else None
+        config = load_config(options.config or options.network.config_path(), dict(options.set))
+        try:
+            return MODES[options.mode](options, config)
+        except tf.errors.ResourceExhaustedError as error:
+            raise UserError(f"out of memory, which a smaller batch_size may spare: {reason(error)}")
 
 
 def parse_options(argv):
@@ -65,18 +68,31 @@ def parse_options(argv):
                         help="another value, in YAML, for a key of the config; may be given several times")
     parser.add_argument("--mode", default="train", choices=sorted(MODES))
     parser.add_argument("--log_dir", default="log", metavar="DIR", help="where run folders go (log)")
-    parser.add_argument("--checkpoint", metavar="PATH", help="checkpoint prefix, checkpoints folder or run folder")
-    parser.add_argument("--retrain", action="store_true",
-                        help="train: keep the checkpoint's weights and moments, but start at step 0 again")
+    parser.add_argument("--checkpoint", metavar="PATH",
+                        help="checkpoint prefix, checkpoints folder, run folder, network file or URL of an archive")
+    parser.add_argument("--retrain", action="store_true", help="train: keep the checkpoint's weights and, where it has "
+                                                               "them, moments, but start at step 0 again")
     parser.add_argument("--batches", type=whole_number(1000000), metavar="N",
                         help="transfer, test: how many batches of the test split to render (10)")
     parser.add_argument("--appearance", nargs="+", metavar="IMAGE",
-                        help="transfer, animate: whose appearance: names or numbers of the index, FROM-TO or a folder")
-    parser.add_argument("--pose", nargs="+", metavar="IMAGE", help="transfer, animate: whose poses, likewise")
+                        help="transfer, animate: whose appearance: photos, folders of photos, names or numbers of the "
+                             "index, FROM-TO, a data set's folder or FOLDER:ITEM")
+    parser.add_argument("--pose", nargs="+", metavar="IMAGE",
+                        help="transfer, animate: whose poses, likewise, or OpenPose's JSON files or a video")
+    parser.add_argument("--person", type=whole_number(1000), metavar="N",
+                        help="transfer, animate: of several people in a photo or video, number N from the left; "
+                             "otherwise the one with the largest torso is taken")
+    parser.add_argument("--mix", nargs="+", metavar="PART=IMAGE",
+                        help="transfer, animate: take a part's appearance from another image, such as torso=friend.png")
+    parser.add_argument("--aspect", choices=("own", "square"),
+                        help="transfer, animate: save square pictures or, by default for photos and videos, pictures "
+                             "in the aspect that the network's had")
     parser.add_argument("--fps", type=whole_number(50), metavar="N", help="animate: frames per second (25)")
     parser.add_argument("--seconds_per_pose", type=number_above_0(3600), metavar="S",
                         help="animate: time from one pose to the next (0.5)")
     parser.add_argument("--save", action="store_true", help="evaluate: save the pictures too")
+    parser.add_argument("--out", metavar="FILE", help="export: the file to write, such as mine.vunet.zip")
+    parser.add_argument("--metrics", metavar="FILE", help="export: evaluate's metrics.json, to go into the file")
     options = parser.parse_args(argv)
     check_options(parser, options)
     return options
@@ -98,14 +114,8 @@ def check_options(parser, options):
         parser.error("--batches goes without --appearance and --pose")
     if options.mode == "train" and options.config is None:
         parser.error("--mode train needs --config")
-
-
-def saved_config(prefix):
-    """Path of the config that was saved with the run of a checkpoint."""
-    path = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(prefix))), "config.yaml")
-    if not os.path.isfile(path):
-        raise UserError(f"--config is needed: {prefix} is not in a run folder, which has a config.yaml")
-    return os.path.relpath(path)
+    if options.mode == "export" and options.out is None:
+        parser.error("--mode export needs --out")
 
 
 # ---------------------------------------------------------------------------------------------- training
@@ -114,11 +124,11 @@ def train(options, config):
     index = Index(config["data_index"], config["allow_outside_images"])
     load = Loader(index, config["spatial_size"], config["box_factor"])
     index.usable("test")  # before a cluster forms, bad input has been found
-    checkpoint = Checkpoint(options.checkpoint) if options.checkpoint else None
+    checkpoint = start_of(options)
     first_step = 0 if checkpoint is None or options.retrain else checkpoint.step()
     n_steps = config["lr_decay_end"] - first_step
     if n_steps <= 0:
-        print(f"nothing left to train: {checkpoint.prefix} is at step {first_step}, and training ends at lr_decay_end "
+        print(f"nothing left to train: {checkpoint.name} is at step {first_step}, and training ends at lr_decay_end "
               f"{config['lr_decay_end']}")
         return 0
     vgg_weights = load_weights(config["vgg_weights"], config["feature_layers"])
@@ -131,18 +141,22 @@ def train(options, config):
         graph = TrainingGraph(config, iterator.get_next(), load.shapes(), vgg_weights, cluster=cluster)
         del vgg_weights  # 80 MB
         saver = CheckpointSaver(graph.saved_variables())
+        has_weights_only = checkpoint is not None and not checkpoint.has_moments()
+        restorer = CheckpointSaver(graph.model_variables) if has_weights_only else saver
         tf.get_default_graph().finalize()
         with make_session(config, cluster) as session, contextlib.ExitStack() as stack:
-            set_weights(session, graph, saver, checkpoint, retrain=options.retrain, make_init_batch=lambda: load.batch(
-                order.front(config["init_batches"] * config["batch_size"])))
+            first_images = order.front(config["init_batches"] * config["batch_size"])
+            set_weights(session, graph, restorer, checkpoint, retrain=options.retrain,
+                        make_init_batch=lambda: load.batch(first_images))
             session.run(iterator.initializer)
             run = test_batch = None
             if cluster.worker == 0:  # the run folder comes last of all, so that bad input leaves none behind
                 test_order = BatchOrder(index.usable("test"), config["batch_size"], config["seed"])
                 test_batch = load.batch(test_order.batch(0))
                 run = stack.enter_context(Run(options.log_dir, config))
+                run.write(DETAILS, details_of(index.aspect()))
                 cluster.note_loss_with(run.log)
-                origin = f", from {checkpoint.prefix}" if checkpoint else ""
+                origin = f", from {checkpoint.name}" if checkpoint else ""
                 run.say(f"training from step {first_step} to {config['lr_decay_end']}{origin}; "
                         f"pictures and checkpoints: {run.folder}")
             trainer = Trainer(config=config, session=session, graph=graph, saver=saver, load=load, run=run,
@@ -154,12 +168,21 @@ def train(options, config):
     return 128 + stopped_by if stopped_by else 0
 
 
-def set_weights(session, graph, saver, checkpoint, *, retrain, make_init_batch):
+def start_of(options):
+    """The Checkpoint that a training starts from, or None. Raises UserError."""
+    checkpoint = options.network.checkpoint() if options.network else None
+    if checkpoint and not checkpoint.has_moments() and not options.retrain:
+        raise UserError(f"{checkpoint.name}: has no moments of Adam to go on with; expected a checkpoint of a "
+                        "training, or --retrain, which starts anew from the weights")
+    return checkpoint
+
+
+def set_weights(session, graph, restorer, checkpoint, *, retrain, make_init_batch):
     """Gives all workers worker 0's weights: from the checkpoint, or random ones initialised from data."""
     graph.start(session)
     if graph.cluster.worker == 0:
         if checkpoint is not None:
-            saver.restore(session, checkpoint)
+            restorer.restore(session, checkpoint)
         else:
             graph.initialise_from_data(session, make_init_batch())
         if retrain:
@@ -334,11 +357,14 @@ class StopSignal:
             signal.signal(number, handler)
 
 
-MODES = {"train": train, "evaluate": evaluate, "transfer": transfer, "animate": animate, "test": sample}
+MODES = {"train": train, "evaluate": evaluate, "transfer": transfer, "animate": animate, "test": sample,
+         "export": export}
 # Options that not all modes have.
 MODES_OF_OPTIONS = {"retrain": ("train",), "batches": ("transfer", "test"), "appearance": ("transfer", "animate"),
                     "pose": ("transfer", "animate"), "fps": ("animate",), "seconds_per_pose": ("animate",),
-                    "save": ("evaluate",)}
+                    "person": ("transfer", "animate"), "mix": ("transfer", "animate"),
+                    "aspect": ("transfer", "animate"), "save": ("evaluate",), "out": ("export",),
+                    "metrics": ("export",)}
 
 if __name__ == "__main__":
     sys.exit(run(main))

@@ -1,13 +1,11 @@
-"""What all sources of people share: square crops, and a data set that appears whole or not at all."""
+"""What all sources of people share: a data set that appears whole or not at all."""
 import collections
 import fcntl
-import io
 import itertools
 import os
 import shutil
 
 import numpy as np
-from PIL import Image
 
 from common.console import progress_bar
 from common.errors import UserError, reason, shown
@@ -16,7 +14,6 @@ from common.threads import read_ahead
 from dataset.index import TORSO, is_visible
 from dataset.pickles import dump_index
 
-MARGIN = 0.15  # on each side, in shares of the longer side of a person's box
 MAX_COORDINATE = 1e6  # in pixels; a larger one in annotations is an error
 # Everything in a data set of this tool. A folder that holds anything else is never replaced.
 CONTENT = {"images", "index.p", "left_out.txt"}
@@ -201,32 +198,6 @@ def in_parallel(function, items, chunk=16):
     chunks = (items[start:start + chunk] for start in range(0, len(items), chunk))
     results = itertools.chain.from_iterable(read_ahead(function, chunks))
     yield from with_progress(results, total=len(items))
-
-
-def square_around(points, width, height):
-    """The square (x, y, side) in whole pixels around points (n, 2) and a margin, inside the photo if it fits there."""
-    low, high = np.min(points, axis=0), np.max(points, axis=0)
-    side = max(1, int(round((1 + 2 * MARGIN) * (high - low).max())))
-    corner = np.round((low + high - side) / 2).astype(int)
-    room = np.array([width, height]) - side  # negative if the square is larger than the photo
-    x, y = np.clip(corner, np.minimum(room, 0), np.maximum(room, 0))
-    return int(x), int(y), side
-
-
-def cut_square(image, square, size):
-    """The square (x, y, side) of a PIL image as the bytes of a size x size JPEG; outside, the edges are replicated."""
-    x, y, side = square
-    scale = size / float(side)
-    box = max(x, 0), max(y, 0), min(x + side, image.width), min(y + side, image.height)
-    left, right = (int(round(scale * (edge - x))) for edge in (box[0], box[2]))
-    top, bottom = (int(round(scale * (edge - y))) for edge in (box[1], box[3]))
-    # Shrunk before the edges are replicated: most of a square around somebody in a panorama is outside.
-    left, top = min(left, size - 1), min(top, size - 1)
-    inside = image.resize((max(1, right - left), max(1, bottom - top)), Image.BILINEAR, box=box)
-    around = (top, size - top - inside.height), (left, size - left - inside.width), (0, 0)
-    file = io.BytesIO()
-    Image.fromarray(np.pad(np.asarray(inside), around, mode="edge")).save(file, "JPEG", quality=95, subsampling=0)
-    return file.getvalue()
 
 
 def files_below(folder, extensions, builder):

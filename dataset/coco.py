@@ -6,7 +6,8 @@ import os
 import numpy as np
 
 from common.errors import UserError, reason, shown
-from dataset.builder import cut_square, in_parallel, is_pixel, square_around
+from dataset.boxes import as_jpeg, box_around, cut_box, shares_of
+from dataset.builder import in_parallel, is_pixel
 from dataset.index import is_file_name, leaves_folder, read_image
 
 # COCO's order; left and right are the person's own.
@@ -122,9 +123,9 @@ def cut_people(photo, people, options):
     crops = []
     for person in people:
         on_photo = (person.joints >= 0).all(axis=1) & (person.joints < image.size).all(axis=1)
-        square = square_around(np.clip(person.points, 0, image.size), *image.size)
-        shares = np.where(on_photo[:, np.newaxis], (person.joints - square[:2]) / square[2], -1)
-        crops.append((shares, cut_square(image, square, options.size)))
+        joints = np.where(on_photo[:, np.newaxis], person.joints, -1)
+        square = box_around(np.clip(person.points, 0, image.size), *image.size)
+        crops.append((shares_of(joints, square), as_jpeg(cut_box(image, square, options.size))))
     return crops, None
 
 

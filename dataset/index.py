@@ -2,7 +2,7 @@
 
     index = Index("data/market/index.p")
     numbers = index.usable("train")
-    image = load_image(index.image_path(numbers[0]), 128)
+    image = index.image(numbers[0], 128)
 
 An index may come from strangers: neither its pickle nor its paths nor its image files are trusted.
 """
@@ -30,6 +30,8 @@ MAX_COORDINATE = 100.0  # in shares of the picture; a larger one is an error
 # Pillow reads more formats. For EPS it starts a program, and its TIFF library prints on stderr when a file is damaged.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM")
 ORIENTATION = 0x0112  # EXIF's tag
+LYING = (5, 6, 7, 8)  # its values where width and height are exchanged
+ASPECT_IMAGES = 1000
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS
 # Pillow warns of damaged metadata, which is not used here, and of large images, which read_image refuses.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -85,6 +87,17 @@ class Index:
     def image_path(self, number):
         """Path of an image, usable from the working directory."""
         return os.path.join(self.folder, self.images[number])
+
+    def image(self, number, size):
+        """An image as (size, size, 3) uint8, whatever its aspect. Raises UserError where it cannot be read."""
+        return load_image(self.image_path(number), size)
+
+    def aspect(self):
+        """The median width / height of about ASPECT_IMAGES usable training images; 1 where none can be read."""
+        numbers = np.flatnonzero(self.train & self.has_torso())
+        numbers = numbers[::max(1, len(numbers) // ASPECT_IMAGES)]
+        sizes = [upright_size(self.image_path(number)) for number in numbers]
+        return float(np.median([width / height for width, height in filter(None, sizes)] or [1.0]))
 
 
 def is_visible(joints):
@@ -260,6 +273,19 @@ def read_image(path, size=None):
             return _to_rgb(image)
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         raise UserError(f"{shown(path, 1000)}: cannot be read as an image: {reason(error)}")
+
+
+def upright_size(path):
+    """(width, height) of an image file, upright, of which only the start is read; None where it is no image."""
+    if not os.path.isfile(path):
+        return None
+    try:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
+            width, height = image.size
+            lies = image.getexif().get(ORIENTATION, 1) in LYING
+    except Exception:  # as in read_image
+        return None
+    return (height, width) if lies else (width, height)
 
 
 def _to_rgb(image):

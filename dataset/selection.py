@@ -1,66 +1,257 @@
-"""The people and poses that a user chooses from data sets, by name, number, range or folder.
+"""The people and poses that a user means: photos, videos, OpenPose's JSON files, and images of data sets.
 
-    people = select(index, ["17", "0004_1"], "--appearance")
-    poses = select(index, ["data/dance"], "--pose")
+    with Finder("data/market/index.p", aspect=lambda: 0.5) as finder:
+        people = finder.select(["me.jpg", "17"], "--appearance")
+        poses = finder.select(["dance.mp4"], "--pose")
     batch = Loader(poses, 128, 1).batch(range(len(poses)))
 """
 import collections
 import difflib
+import functools
 import os
 import re
 
 import numpy as np
 
+from common.console import progress_bar
 from common.errors import UserError, shown
 from common.names import numbered
-from dataset.index import Index
+from dataset.boxes import body, box_around, cut_box, shares_of
+from dataset.builder import in_parallel
+from dataset.index import Index, read_image
+from dataset.photos import EXTENSIONS
+from dataset.poses import Estimator, choose, find_people, openpose_beside, read_openpose
+from dataset.videos import DEFAULT_FPS, READERS, Video, find_in_video, is_video, poses_over_time
 
 MAX_CHOSEN = 100000
 MAX_DIGITS = 12  # of a number
+# How OpenPose names the files of a video's frames.
+OPENPOSE_FRAME = re.compile(r"(.*)_\d{12}_keypoints\.json", re.DOTALL)
+
+Member = collections.namedtuple("Member", "name joints load is_own")
+Member.__doc__ = """One picture or pose. name: a path to make a label of. joints: (15, 2) in shares of the picture.
+
+load(size): the picture as (size, size, 3) uint8; None for a pose alone. is_own: whether it was cut to the aspect of the
+network's pictures; a data set's pictures are taken as they are.
+"""
 
 
 class Selection:
-    """Some images of data sets, in order. A Loader takes it as an index, with numbers from 0.
+    """Some pictures or poses, in order. A Loader takes it as an index, with numbers from 0.
 
-    members: [(Index, number)]. joints: (n, 15, 2) as in Index. labels: n different names for files.
+    members: [Member]. joints: (n, 15, 2) as in Index. labels: n different names for files. fps: frames per second where
+    these are the frames of one video, else None. is_own: whether any is the user's own.
     """
 
-    def __init__(self, members):
-        self._members = list(members)
-        self.joints = np.stack([index.joints[number] for index, number in self._members])
-        self.labels = unique_labels(index.images[number] for index, number in self._members)
+    def __init__(self, members, fps=None):
+        self.members = list(members)
+        self.fps = fps
+        self.joints = np.stack([member.joints for member in self.members])
+        self.labels = unique_labels(member.name for member in self.members)
+        self.is_own = any(member.is_own for member in self.members)
 
     def __len__(self):
-        return len(self._members)
+        return len(self.members)
 
-    def image_path(self, i):
-        """Path of an image, usable from the working directory."""
-        index, number = self._members[i]
-        return index.image_path(number)
+    def image(self, i, size):
+        """The picture (size, size, 3) uint8. Raises UserError where it cannot be read."""
+        return self.members[i].load(size)
 
 
-def select(index, items, option):
-    """The Selection that a user's items mean. option: the option that they were given with.
+def from_index(index, numbers):
+    """The Members of these images of an Index."""
+    return [Member(index.images[number], index.joints[number], functools.partial(index.image, number), False)
+            for number in numbers]
 
-    An item is one of these, tried in this order:
-    - digits: the number of an image, or FROM-TO, a range of numbers with both ends;
-    - an image of the index: its path there, its file name, or its file name without extension;
-    - the folder of another data set, which has an index.p;
-    - a folder with images of the index.
-    So a name made of digits needs its extension. Raises UserError for an item that is none of these, and for a single
-    image that does not show both hips and both shoulders. Ranges and folders leave such images out.
+
+class Finder:
+    """Finds what a user's items mean; docs/configuration.md, "Choosing images", says which items there are.
+
+    index_path: of the data set whose images are meant by numbers and names; it is opened when it is needed. aspect():
+    the width / height of the network's pictures, which photos and videos are cut to. person: number of the person to
+    take in a photo or video, counted from the left; None takes the one with the largest torso. notes: lines to print.
     """
-    finder = _Finder(index, option)
-    members = [member for item in items for member in finder.find(item)]
-    if len(members) > MAX_CHOSEN:
-        raise UserError(f"{option}: expected at most {MAX_CHOSEN} images, found {len(members)}")
-    return Selection(members)
+
+    def __init__(self, index_path, allow_outside=False, *, aspect=lambda: 1.0, person=None):
+        self.index_path, self.allow_outside = index_path, allow_outside
+        self.person, self.notes = person, []
+        self._aspect = functools.lru_cache(maxsize=None)(aspect)
+        self._data_sets = {}
+        self._estimator = Estimator()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._estimator.__exit__(*error)
+
+    def select(self, items, option, *, pictures=False):
+        """The Selection that items mean. option: the option they were given with.
+
+        pictures: whether poses alone are refused. Raises UserError.
+        """
+        try:
+            return self._select(items, pictures)
+        except UserError as error:
+            raise UserError(f"{option}: {error}")
+
+    def _select(self, items, pictures):
+        members, fps = [], None
+        for item in items:
+            found, fps = self._find(item)
+            if fps is not None and len(items) > 1:
+                raise UserError(f"{shown(item)}: expected no other items beside a video")
+            if pictures and not all(member.load for member in found):
+                raise UserError(f"{shown(item)}: expected a picture, found poses alone, which have no appearance")
+            members += found
+        if len(members) > MAX_CHOSEN:
+            raise UserError(f"expected at most {MAX_CHOSEN} images, found {len(members)}")
+        return Selection(members, fps)
+
+    def _find(self, item):
+        """([Member], frames per second of a video or None) of an item."""
+        is_number = re.fullmatch(r"\d+(-\d+)?", item, re.ASCII)
+        if item and not is_number and os.path.exists(item):
+            return self._find_path(item)
+        folder, _, rest = item.rpartition(":")
+        if folder and os.path.isfile(os.path.join(folder, "index.p")):
+            return self._data_set(os.path.join(folder, "index.p")).find(rest), None
+        if not os.path.isfile(self.index_path):
+            raise UserError(f"{shown(item)}: expected a file or folder, or an image of {self.index_path}, which is not "
+                            "there")
+        return self._data_set(self.index_path).find(item), None
+
+    def _find_path(self, path):
+        """A file or folder that is there."""
+        if os.path.isfile(os.path.join(path, "index.p")):
+            return self._data_set(os.path.join(path, "index.p")).all(path), None
+        if os.path.isfile(self.index_path) and _is_below(path, os.path.dirname(os.path.abspath(self.index_path))):
+            found = self._data_set(self.index_path).find_path(path)
+            if found:  # the joints of these are known
+                return found, None
+        if os.path.isdir(path):
+            return self._folder(path)
+        if is_video(path):
+            return self._video(path)
+        if path.lower().endswith(".json"):
+            return self._json_files([path])
+        photo, why = self._photo(path)
+        if why:
+            raise UserError(why if path in why else f"{shown(path, 1000)}: {why}")
+        return [photo], None
+
+    def _data_set(self, path):
+        if path not in self._data_sets:
+            self._data_sets[path] = _DataSet(Index(path, self.allow_outside))
+        return self._data_sets[path]
+
+    # ------------------------------------------------------------------------------------------ the user's own
+
+    def _photo(self, path):
+        """(Member, None), or (None, why the photo cannot be used). Raises UserError where nothing finds joints."""
+        try:
+            image = read_image(path)
+        except UserError as error:
+            known = EXTENSIONS + tuple(sorted(READERS)) + (".json",)
+            hint = "" if path.lower().endswith(known) else f" (known are {' '.join(known)})"
+            return None, f"{error}{hint}"
+        people = find_people(path, image, self._estimator)
+        joints, why = choose(people, self.person)
+        if why:
+            return None, why
+        if openpose_beside(path):
+            self.notes.append(f"{path}: joints of {openpose_beside(path)}")
+        self._note_several(path, people)
+        box = box_around(body(joints), *image.size, aspect=self._aspect())
+        return Member(path, shares_of(joints, box), functools.partial(_load_box, path, box), True), None
+
+    def _note_several(self, path, people):
+        if len(people) > 1 and self.person is None:
+            self.notes.append(f"{path}: {len(people)} people; the one with the largest torso is taken, --person "
+                              "chooses another")
+
+    def _folder(self, folder):
+        """The photos of a folder or, where there are none, its JSON files."""
+        paths = [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if not name.startswith(".")]
+        photos = [path for path in paths if path.lower().endswith(EXTENSIONS) and os.path.isfile(path)]
+        if photos:
+            found = list(zip(photos, in_parallel(self._photo, photos)))
+            for path, (_, why) in found:
+                if why:
+                    self.notes.append(f"left out: {path}: {why}")
+            members = [photo for _, (photo, _) in found if photo]
+            if not members:
+                raise UserError(f"{shown(folder, 1000)}: no photo in it can be used: {found[0][0]}: {found[0][1][1]}")
+            return members, None
+        files = [path for path in paths if path.lower().endswith(".json") and os.path.isfile(path)]
+        if not files:
+            raise UserError(f"{shown(folder, 1000)}: expected a folder with photos, OpenPose's JSON files or an "
+                            "index.p")
+        return self._json_files(files)
+
+    def _json_files(self, paths):
+        """A pose of each JSON file, or the frames of a video that OpenPose wrote down in one file or in a file each."""
+        of_files = [read_openpose(path) for path in paths]
+        stems = {match and match.group(1) for match in map(OPENPOSE_FRAME.fullmatch, paths)}
+        is_one_video = len(paths) > 1 and len(stems) == 1 and None not in stems
+        if is_one_video or (len(paths) == 1 and len(of_files[0]) > 1):
+            frames = [people for frames in of_files for people in frames]
+            return self._over_time(stems.pop() or paths[0], frames, DEFAULT_FPS)
+        members = []
+        for path, frames in zip(paths, of_files):
+            for people in frames:
+                joints, why = choose(people, self.person)
+                if why and len(paths) == 1:
+                    raise UserError(f"{shown(path, 1000)}: {why}")
+                if why:
+                    self.notes.append(f"left out: {path}: {why}")
+                    continue
+                self._note_several(path, people)
+                box = box_around(body(joints), aspect=self._aspect())
+                members.append(Member(path, shares_of(joints, box), None, True))
+        if not members:
+            raise UserError(f"{shown(os.path.dirname(paths[0]), 1000)}: expected people with both hips and both "
+                            "shoulders, found none")
+        return members, None
+
+    def _video(self, path):
+        video = Video(path)
+        with progress_bar(total=video.n_frames, unit="frame", desc="poses") as bar:
+            frames = find_in_video(video, self._estimator, bar)
+        return self._over_time(path, frames, video.fps)
+
+    def _over_time(self, path, people_of_frames, fps):
+        """The frames of a video as poses."""
+        try:
+            joints, notes = poses_over_time(people_of_frames, fps, aspect=self._aspect(), person=self.person)
+        except UserError as error:
+            raise UserError(f"{shown(path, 1000)}: {error}")
+        first = next((people for people in people_of_frames if people), [])
+        self._note_several(f"{path}, where somebody is seen first", first)
+        self.notes += [f"{path}: {note}" for note in notes]
+        stem = os.path.splitext(path)[0]
+        return [Member(f"{stem}_{i:05}.png", pose, None, True) for i, pose in enumerate(joints)], fps
 
 
-class _Finder:
+def _load_box(path, box, size):
+    return cut_box(read_image(path), box, size)
 
-    def __init__(self, index, option):
-        self.index, self.option = index, option
+
+def _is_below(path, folder):
+    return os.path.join(os.path.realpath(path), "").startswith(os.path.join(os.path.realpath(folder), ""))
+
+
+# ---------------------------------------------------------------------------------------------- images of a data set
+
+class _DataSet:
+    """The images of an Index, by number, range, name and folder.
+
+    Each method raises UserError for a single image that does not
+    show both hips and both shoulders; ranges and folders leave such images out.
+    """
+
+    def __init__(self, index):
+        self.index = index
         self.has_torso = index.has_torso()
         self.by_path = {}
         self.by_name, self.by_stem = collections.defaultdict(list), collections.defaultdict(list)
@@ -71,8 +262,22 @@ class _Finder:
             for stem in {os.path.splitext(image)[0], os.path.splitext(name)[0]}:
                 self.by_stem[stem].append(number)
 
+    def all(self, item):
+        """All images, of the item that is the data set's folder."""
+        return self._usable(item, range(len(self.index.images)))
+
+    def find_path(self, item):
+        """The images that a file or folder holds, by its path from the working directory; none where it holds none."""
+        path = os.path.relpath(os.path.realpath(item), os.path.realpath(self.index.folder))
+        if path in self.by_path:
+            return self._one(item, self.by_path[path])
+        numbers = self._below(item)
+        return self._usable(item, numbers) if numbers else []
+
     def find(self, item):
-        """The images of an item, [(Index, number)]. Raises UserError."""
+        """The images of an item, tried in this order: a number, FROM-TO, a path, a name, a name without extension, a
+        folder of the index. So a name made of digits needs its extension.
+        """
         digits = re.fullmatch(r"(\d+)(?:-(\d+))?", item, re.ASCII)
         if digits and digits.group(2) is None:
             return self._one(item, [self._number(item, item)])
@@ -81,14 +286,10 @@ class _Finder:
         for known in (self.by_path, self.by_name, self.by_stem):
             if item in known:
                 return self._one(item, known[item])
-        if os.path.isfile(os.path.join(item, "index.p")):
-            other = Index(os.path.join(item, "index.p"), self.index.allow_outside)
-            return self._usable(item, other, range(len(other.images)), other.has_torso())
         numbers = self._below(item) if item else []
         if numbers:
-            return self._usable(item, self.index, numbers, self.has_torso)
-        raise self._refusal(item, f"expected an image of {self.index.path} or a folder with an index.p"
-                                  + self._hint(item))
+            return self._usable(item, numbers)
+        raise self._refusal(item, f"expected a file, a folder, or an image of {self.index.path}{self._hint(item)}")
 
     def _number(self, item, digits):
         n = len(self.index.images)
@@ -99,8 +300,7 @@ class _Finder:
 
     def _range(self, item, begin, end):
         begin, end = self._number(item, begin), self._number(item, end)
-        numbers = range(begin, end + 1) if begin <= end else range(begin, end - 1, -1)
-        return self._usable(item, self.index, numbers, self.has_torso)
+        return self._usable(item, range(begin, end + 1) if begin <= end else range(begin, end - 1, -1))
 
     def _one(self, item, numbers):
         number = numbers[0]
@@ -109,7 +309,7 @@ class _Finder:
                                       f"expected a path such as {shown(self.index.images[number])}")
         if not self.has_torso[number]:
             raise self._refusal(item, "expected an image that shows both hips and both shoulders")
-        return [(self.index, number)]
+        return from_index(self.index, [number])
 
     def _below(self, folder):
         """Numbers of the index's images in a folder and below; its path starts at the index's or the working one."""
@@ -121,11 +321,11 @@ class _Finder:
                 numbers.append(number)
         return numbers
 
-    def _usable(self, item, index, numbers, has_torso):
-        usable = [number for number in numbers if has_torso[number]]
+    def _usable(self, item, numbers):
+        usable = [number for number in numbers if self.has_torso[number]]
         if not usable:
             raise self._refusal(item, "expected images that show both hips and both shoulders, found none")
-        return [(index, number) for number in usable]
+        return from_index(self.index, usable)
 
     def _hint(self, item):
         """The end of a message: the name that is most like the item, if there is one."""
@@ -135,7 +335,7 @@ class _Finder:
         return f"; did you mean {shown(close[0])}?" if close else ""
 
     def _refusal(self, item, what):
-        return UserError(f"{self.option}: {shown(item)}: {what}")
+        return UserError(f"{shown(item)}: {what}")
 
 
 def unique_labels(images):

@@ -29,6 +29,9 @@ SKIN = ((250, 215, 185), (205, 150, 110), (120, 75, 50))
 FACE = ("reye", "leye", "cnose")
 TORSO = ("rhip", "lhip", "rshoulder", "lshoulder")  # another order would make another data set, as random.choice draws
 
+PARTS = ("torso", "head", "arms", "legs")
+MARKS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0))  # colours that tell the parts apart
+
 Person = collections.namedtuple("Person", "hair long_hair skin shirt second_colour pattern sleeves trousers shorts")
 Person.__doc__ = """Colours are RGB, 0 to 255; pattern is plain, stripes or halves; sleeves are none, short or long."""
 
@@ -92,8 +95,12 @@ def _turned(down, outward, angle):
 
 # ------------------------------------------------------------------------------------------ drawing
 
-def draw(person, pose):
-    """The anti-aliased picture of a person in a pose, (64, 64, 3) uint8, and where the person is, (64, 64) bool."""
+def draw(person, pose, **parts):
+    """The anti-aliased picture of a person in a pose, (64, 64, 3) uint8, and where the person is, (64, 64) bool.
+
+    parts: other Persons by the name of the part, one of PARTS, that they give.
+    """
+    who = dict(dict.fromkeys(PARTS, person), **parts)
     side = SIZE * OVERSAMPLING
     canvas = np.zeros((side, side, 4), np.uint8)  # the fourth channel is the person's share of a pixel
     canvas[..., :3] = BACKGROUND
@@ -102,22 +109,34 @@ def draw(person, pose):
     arms = sorted("lr", key=lambda arm: points[arm + "wrist"][1])
     legs = sorted("lr", key=lambda leg: points[leg + "ankle"][1])
     if pose.from_behind:
-        _draw_face(canvas, person, points, pose)
+        _draw_face(canvas, who["head"], points, pose)
         for arm in arms:
-            _draw_arm(canvas, person, points, arm)
-    elif person.long_hair:
-        _draw_long_hair(canvas, person, points)
+            _draw_arm(canvas, who["arms"], points, arm)
+    elif who["head"].long_hair:
+        _draw_long_hair(canvas, who["head"], points)
     for leg in legs:
-        _draw_leg(canvas, person, points, leg)
-    _draw_torso(canvas, person, points)
+        _draw_leg(canvas, who["legs"], points, leg)
+    _draw_torso(canvas, who["torso"], points, belt=who["legs"].trousers)
     if pose.from_behind:
-        _draw_hair_from_behind(canvas, person, points)
+        _draw_hair_from_behind(canvas, who["head"], points)
     else:
-        _draw_face(canvas, person, points, pose)
+        _draw_face(canvas, who["head"], points, pose)
         for arm in arms:
-            _draw_arm(canvas, person, points, arm)
+            _draw_arm(canvas, who["arms"], points, arm)
     small = cv2.resize(canvas, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
     return np.ascontiguousarray(small[..., :3]), small[..., 3] > 127
+
+
+def part_masks(person, pose, **parts):
+    """Where each of PARTS is seen in draw(person, pose, **parts): {part: (64, 64) bool}. Shoes are no part."""
+    who = dict(dict.fromkeys(PARTS, person), **parts)
+    marked = {part: who[part]._replace(hair=mark, skin=mark, shirt=mark, second_colour=mark, trousers=mark)
+              for part, mark in zip(PARTS, MARKS)}
+    picture, mask = draw(person, pose, **marked)
+    colours = np.array(MARKS + tuple(_darker(mark) for mark in MARKS) + (SHOES,), float)
+    distances = np.linalg.norm(picture[..., np.newaxis, :] - colours, axis=-1)  # (64, 64, 9)
+    nearest = np.where(mask, distances.argmin(axis=-1), 2 * len(PARTS))
+    return {part: (nearest % len(PARTS) == i) & (nearest < 2 * len(PARTS)) for i, part in enumerate(PARTS)}
 
 
 def _draw_arm(canvas, person, points, side):
@@ -148,7 +167,7 @@ def _draw_limb(canvas, joints, width, colour, *, outline=True):
             cv2.line(canvas, _pixel(a), _pixel(b), shade + (255,), int(round(thickness)))
 
 
-def _draw_torso(canvas, person, points):
+def _draw_torso(canvas, person, points, belt):
     lshoulder, rshoulder, lhip, rhip = (points[name] for name in ("lshoulder", "rshoulder", "lhip", "rhip"))
     # A little wider than the joints, which lie inside the body.
     shoulders = _widened(lshoulder, rshoulder, 1.2)
@@ -161,7 +180,7 @@ def _draw_torso(canvas, person, points):
             _fill_band(canvas, shoulders, hips, begin=begin, end=begin + 0.2, colour=person.second_colour)
     elif person.pattern == "halves":
         _fill_band(canvas, shoulders, hips, begin=0.5, end=1.0, colour=person.second_colour)
-    _fill_band(canvas, shoulders, hips, begin=0.92, end=1.12, colour=person.trousers)
+    _fill_band(canvas, shoulders, hips, begin=0.92, end=1.12, colour=belt)
 
 
 def _widened(a, b, factor):
@@ -288,3 +307,32 @@ def transfer_error(render, people, usable, seed, *, n=200, n_mean=32):
         for name, answer in answers.items():
             errors[name].append(np.abs(answer - (truth / 127.5 - 1))[mask].mean())
     return {name: float(np.mean(values)) for name, values in errors.items()}
+
+
+def mix_errors(render, people, usable, seed, *, n=200):
+    """For each of PARTS the errors of n mixed and n unmixed transfers to held-out people and poses, within the part.
+
+    {part: (mixed, unmixed)}: mean absolute errors of values in [-1, 1] over the part's pixels in the true drawing.
+    Mixed: somebody with this part of another person, in a pose. Unmixed: that other person in the pose, whole.
+
+    render(part, appearances, others, poses): pictures (n, 64, 64, 3) in [-1, 1] of the images' people, with the part of
+    the others' images where part is not None, in the images' poses. people, seed: as in transfer_error. usable: numbers
+    of test images.
+    """
+    random = np.random.RandomState([seed, 3])
+    appearances, others, poses = (random.choice(usable, n) for _ in range(3))
+    unmixed = np.clip(render(None, others, others, poses), -1, 1)
+    errors = {}
+    for part in PARTS:
+        mixed = np.clip(render(part, appearances, others, poses), -1, 1)
+        of_part = []
+        for i in range(n):
+            wearer, giver = make_person(seed, people[appearances[i]]), make_person(seed, people[others[i]])
+            pose = make_pose(seed, poses[i])
+            parts = {part: giver}
+            pairs = [(mixed[i], draw(wearer, pose, **parts)[0], part_masks(wearer, pose, **parts)[part]),
+                     (unmixed[i], draw(giver, pose)[0], part_masks(giver, pose)[part])]
+            if all(mask.any() for _, _, mask in pairs):
+                of_part.append([np.abs(picture - (truth / 127.5 - 1))[mask].mean() for picture, truth, mask in pairs])
+        errors[part] = tuple(np.mean(of_part, axis=0).tolist())
+    return errors

@@ -14,10 +14,10 @@ from common.machine import cpu_count, make_session
 from common.threads import read_ahead
 from dataset import toy
 from dataset.index import is_list
-from dataset.selection import unique_labels
+from dataset.selection import Selection, from_index, unique_labels
 from deeploss import PerceptualLoss, load_weights
-from inference.rendering import LateRun, finite_uint8, open_index, restored
-from training.checkpoints import Checkpoint
+from inference.mixing import composite, part_numbers
+from inference.rendering import LateRun, finite_uint8, open_index, restored, stick_figures
 
 METRICS = ("ssim", "psnr", "mae", "perceptual_loss")
 SAMPLES = 4  # of every pose
@@ -33,7 +33,7 @@ def evaluate(options, config):
                         f"at windows of {SSIM_WINDOW} pixels")
     index = open_index(config)
     numbers, (pairs, n_pairs_left_out) = index.usable("test"), find_pairs(index)
-    checkpoint = Checkpoint(options.checkpoint)
+    checkpoint = options.network.checkpoint()
     step, vgg_weights = checkpoint.step(), load_weights(config["vgg_weights"], config["feature_layers"])
     with restored(options, config) as renderer, Comparison(config, vgg_weights) as compare, \
             LateRun(options, config, "evaluation") as late:
@@ -45,7 +45,7 @@ def evaluate(options, config):
             raise UserError(f"no image of the test split can be read: {evaluation.left_out[0]}")
         run, metrics = late.run(), evaluation.metrics()
         run.write("metrics.json", json.dumps({
-            **metrics, "checkpoint": checkpoint.prefix, "step": step, "data_index": config["data_index"],
+            **metrics, "checkpoint": checkpoint.name, "step": step, "data_index": config["data_index"],
             "left_out": evaluation.left_out, "pairs_left_out": n_pairs_left_out, "config": config}, indent=2).encode())
         for line in table(metrics):
             run.say(line)
@@ -54,6 +54,7 @@ def evaluate(options, config):
         if n_pairs_left_out:
             run.say(f"left out: {n_pairs_left_out} pairs in which not both are test images with hips and shoulders")
         report_toy(config, index, run, load=evaluation.load, renderer=renderer)
+        report_toy_mixes(config, index, run, renderer=renderer)
         run.say(f"the figures are in {run.path('metrics.json')}")
 
 
@@ -256,9 +257,14 @@ def table(metrics):
     return lines
 
 
+def is_toy(config, index):
+    """Whether the true pictures of transfers can be drawn."""
+    return config["spatial_size"] == toy.SIZE and toy.is_toy(index.joints, index.extra)
+
+
 def report_toy(config, index, run, *, load, renderer):
     """For the toy data, whose truth can be drawn: the error of transfers to held-out people."""
-    if config["spatial_size"] != toy.SIZE or not toy.is_toy(index.joints, index.extra):
+    if not is_toy(config, index):
         return
 
     def render(appearances, poses):
@@ -273,3 +279,29 @@ def report_toy(config, index, run, *, load, renderer):
     error, of_mean = errors["transfer"], errors["mean_appearance"]
     run.say(f"transfer error on held-out people: {error:.3f}; of the mean training appearance: {of_mean:.3f} "
             f"(ratio {error / of_mean:.3f}); of a wrong person: {errors['wrong_person']:.3f}")
+
+
+def report_toy_mixes(config, index, run, *, renderer):
+    """For the toy data, the errors within parts that somebody else gave, beside those of transfers of one person."""
+    if not is_toy(config, index):
+        return
+
+    def render(part, appearances, others, poses):
+        people = Selection(from_index(index, appearances))
+        load = Loader(people, config["spatial_size"], config["box_factor"])
+        latents = renderer.encode(load.batch(range(len(people))))
+        joints = index.joints[poses]
+        sticks = stick_figures(joints, renderer.size)
+        pictures = renderer.render(latents, sticks)
+        if part is None:
+            return pictures
+        of_others = render(None, others, others, poses)
+        return composite(pictures, of_others, joints, part_numbers(part))
+
+    try:
+        errors = toy.mix_errors(render, index.extra["person"], index.usable("test"), index.extra["toy_seed"])
+    except UserError as error:
+        run.say(f"no errors of mixed people: {error}")
+        return
+    for part, (mixed, unmixed) in errors.items():
+        run.say(f"error of mixed {part}: {mixed:.3f}; of one person's: {unmixed:.3f} (ratio {mixed / unmixed:.3f})")

@@ -3,15 +3,17 @@ import contextlib
 
 import numpy as np
 import tensorflow.compat.v1 as tf
+from PIL import Image
 
 from batches import BatchOrder, Loader, stick_figure
 from common.console import progress_bar
 from common.errors import UserError
 from common.machine import make_session
 from dataset.index import MAX_PIXELS, Index, is_visible
-from dataset.selection import Selection, select
+from dataset.selection import Finder, Selection, from_index
+from inference.mixing import read_mix
 from inference.movies import write_gif, write_mp4
-from training.checkpoints import Checkpoint, CheckpointSaver
+from training.checkpoints import CheckpointSaver
 from training.graphs import Renderer, make_rendering_tensors
 from training.runs import Run, tile, to_uint8, transfer_grid
 
@@ -24,7 +26,7 @@ MAX_FRAMES = 100000
 @contextlib.contextmanager
 def restored(options, config):
     """A Renderer with the weights of the checkpoint that the options name."""
-    checkpoint = Checkpoint(options.checkpoint)
+    checkpoint = options.network.checkpoint()
     with tf.Graph().as_default():
         shapes = Loader(None, config["spatial_size"], config["box_factor"]).shapes()
         tensors = make_rendering_tensors(config, shapes)
@@ -45,10 +47,12 @@ class LateRun:
 
     with LateRun(options, config, "transfer") as late:
         late.run().picture(...)
+
+    notes: lines that it says first.
     """
 
-    def __init__(self, options, config, what):
-        self._options, self._config, self._what = options, config, what
+    def __init__(self, options, config, what, notes=()):
+        self._options, self._config, self._what, self._notes = options, config, what, notes
         self._run = None
 
     def __enter__(self):
@@ -66,27 +70,41 @@ class LateRun:
         """The Run; its log says which checkpoint its pictures are from."""
         if self._run is None:
             self._run = Run(self._options.log_dir, self._config)
-            self._run.log(f"{self._what} from {self._options.checkpoint}")
+            self._run.log(f"{self._what} from {self._options.network.name}")
+            for note in self._notes:
+                self._run.say(note)
         return self._run
 
 
 def first_batches(index, config, n):
     """The first n batches of the test split, as Selections."""
     order = BatchOrder(index.usable("test"), config["batch_size"], config["seed"])
-    return [Selection((index, number) for number in order.batch(k)) for k in range(n)]
+    return [Selection(from_index(index, order.batch(k))) for k in range(n)]
+
+
+@contextlib.contextmanager
+def open_finder(options, config):
+    """The Finder of what the options name."""
+    with Finder(config["data_index"], config["allow_outside_images"], person=options.person,
+                aspect=lambda: options.network.aspect(config)) as finder:
+        yield finder
 
 
 # ---------------------------------------------------------------------------------------------- transfer
 
 def transfer(options, config):
     """Saves grids of people in poses, and their cells: those that were chosen, or batches of the test split."""
-    jobs = transfer_jobs(options, config)
+    with open_finder(options, config) as finder:
+        jobs = transfer_jobs(options, config, finder)
+        mix = read_mix(options.mix, finder, config)
+    shape = output_shape(options, config, [selection for job in jobs for selection in job])
     n_pictures = sum(len(people) * len(poses) for people, poses in jobs)
-    with restored(options, config) as renderer, LateRun(options, config, "transfer") as late, \
+    with restored(options, config) as renderer, LateRun(options, config, "transfer", finder.notes) as late, \
             progress_bar(total=n_pictures, unit="picture") as bar:
         try:
             for i, (people, poses) in enumerate(jobs):
-                save_transfers(late, f"transfer_{i}", people, poses, renderer=renderer, bar=bar, config=config)
+                save_transfers(late, f"transfer_{i}", encoded(renderer, people, config), poses, mix=mix,
+                               n_people=len(people), renderer=renderer, bar=bar, shape=shape)
         except UserError as error:
             if not late.is_made:
                 raise
@@ -94,18 +112,18 @@ def transfer(options, config):
         late.run().say(f"the pictures are in {late.run().folder}")
 
 
-def save_transfers(late, name, people, poses, *, renderer, bar, config):
+def save_transfers(late, name, people, poses, *, mix, n_people, renderer, bar, shape):
     """Saves cells as <name>/<person>_in_pose_of_<pose>.png and, where it would not be huge, <name>.png, the grid.
 
-    late: a LateRun. people, poses: Selections. There may be thousands of either: without the grid only a batch of
-    pictures is held.
+    late: a LateRun. people: as from `encoded`, n_people of them; there may be thousands: without the grid only a batch
+    of pictures is held. poses: a Selection. shape: (width, height) of the cells; the grid's are square.
     """
-    has_grid = (len(people) + 1) * (len(poses) + 1) * renderer.size**2 <= MAX_PIXELS
+    has_grid = (n_people + 1) * (len(poses) + 1) * renderer.size**2 <= MAX_PIXELS
     images, rows = [], []
-    for label, image, latents in encoded(renderer, people, config):
+    for label, image, latents in people:
         cells = []
-        for pose, (_, cell) in zip(poses.labels, render_poses(renderer, latents, poses.joints)):
-            late.run().picture(f"{name}/{label}_in_pose_of_{pose}", cell)
+        for pose, (_, cell) in zip(poses.labels, render_poses(renderer, latents, poses.joints, mix)):
+            late.run().picture(f"{name}/{label}_in_pose_of_{pose}", resized(cell, shape))
             bar.update()
             if has_grid:
                 cells.append(cell)
@@ -119,14 +137,36 @@ def save_transfers(late, name, people, poses, *, renderer, bar, config):
         late.run().say(f"{name}.png is left out: it would have more than {MAX_PIXELS} pixels")
 
 
-def transfer_jobs(options, config):
+def transfer_jobs(options, config, finder):
     """[(people, poses)] as Selections."""
-    index = open_index(config)
     if options.appearance is None and options.pose is None:
+        index = open_index(config)
         return [(batch, batch) for batch in first_batches(index, config, options.batches or DEFAULT_BATCHES)]
-    chosen = [select(index, items, option) if items else first_batches(index, config, 1)[0]
-              for items, option in ((options.appearance, "--appearance"), (options.pose, "--pose"))]
-    return [tuple(chosen)]
+    people = finder.select(options.appearance, "--appearance", pictures=True) if options.appearance else None
+    poses = finder.select(options.pose, "--pose") if options.pose else None
+    if people is None or poses is None:
+        batch = first_batches(open_index(config), config, 1)[0]
+        return [(people or batch, poses or batch)]
+    return [(people, poses)]
+
+
+def output_shape(options, config, selections):
+    """(width, height) of the pictures that are saved: square, or in the aspect of the network's pictures.
+
+    The latter is the default where any of the selections is the user's own.
+    """
+    size = config["spatial_size"]
+    if options.aspect == "square" or (options.aspect is None and not any(one.is_own for one in selections)):
+        return size, size
+    aspect = options.network.aspect(config)
+    return max(1, int(round(size * min(1, aspect)))), max(1, int(round(size / max(1, aspect))))
+
+
+def resized(picture, shape):
+    """A picture (S, S, 3) uint8 at this (width, height)."""
+    if picture.shape[1::-1] == tuple(shape):
+        return picture
+    return np.asarray(Image.fromarray(picture).resize(shape, Image.BILINEAR))
 
 
 def encoded(renderer, people, config):
@@ -148,14 +188,20 @@ def finite_uint8(pictures):
     return to_uint8(pictures)
 
 
-def render_poses(renderer, latents, joints):
-    """For each of n poses (n, 15, 2) its stick figure and the picture of one appearance, latents (1, h, w, c), in it.
+def render_poses(renderer, latents, joints, mix=None):
+    """For each of n poses (n, 15, 2) its stick figure and the picture of an appearance in it, (S, S, 3) uint8 both.
 
-    (S, S, 3) uint8 both; made a batch at a time.
+    latents: of one appearance, arrays (1, h, w, c), or a function that gives those of a batch, (b, h, w, c), for an
+    array of b numbers of poses. mix: a Mix, the parts of others. Pictures are made a batch at a time.
     """
     for start in range(0, len(joints), renderer.batch_size):
-        sticks = stick_figures(joints[start:start + renderer.batch_size], renderer.size)
-        yield from zip(sticks, finite_uint8(renderer.render(latents, sticks)))
+        numbers = np.arange(start, min(start + renderer.batch_size, len(joints)))
+        sticks = stick_figures(joints[numbers], renderer.size)
+        of_batch = latents(numbers) if callable(latents) else latents
+        pictures = renderer.render(of_batch, sticks)
+        if mix:
+            pictures = mix.composite(renderer, pictures, joints[numbers], sticks)
+        yield from zip(sticks, finite_uint8(pictures))
 
 
 def stick_figures(joints, size):
@@ -179,37 +225,74 @@ def sample(options, config):
 # ---------------------------------------------------------------------------------------------- animate
 
 def animate(options, config):
-    """Saves somebody in a sequence of poses as animation.gif and animation.mp4: source, stick figure, result."""
-    index, size = open_index(config), config["spatial_size"]
-    people = select(index, options.appearance, "--appearance")
-    if len(people) != 1:
-        raise UserError(f"--appearance: expected one image, found {len(people)}")
-    keys = select(index, options.pose, "--pose").joints
-    if len(keys) < 2:
-        raise UserError(f"--pose: expected two poses or more to move between, found {len(keys)}")
-    fps = options.fps or DEFAULT_FPS
-    steps = max(1, int(round(fps * (options.seconds_per_pose or DEFAULT_SECONDS_PER_POSE))))
-    n_frames = steps * (len(keys) - 1) + 1
-    if n_frames > MAX_FRAMES:
-        raise UserError(f"--pose: expected an animation of at most {MAX_FRAMES} frames, found {n_frames}")
-    has_gif = n_frames * 3 * size**2 <= MAX_PIXELS  # all of a GIF is held
-    with restored(options, config) as renderer, LateRun(options, config, "animation") as late:
-        (_, image, latents), = encoded(renderer, people, config)
+    """Saves people in a sequence of poses as animation.gif and animation.mp4: source, stick figure, result."""
+    size = config["spatial_size"]
+    with open_finder(options, config) as finder:
+        people = finder.select(options.appearance, "--appearance", pictures=True)
+        poses = finder.select(options.pose, "--pose")
+        mix = read_mix(options.mix, finder, config)
+    joints, fps = poses_in_motion(options, poses)
+    width, height = shape = output_shape(options, config, [people, poses])
+    has_gif = len(joints) * 3 * size**2 <= MAX_PIXELS  # all of a GIF is held
+    with restored(options, config) as renderer, LateRun(options, config, "animation", finder.notes) as late:
+        change = Change(list(encoded(renderer, people, config)), len(joints))
         run, of_gif = late.run(), []
 
         def frames():
-            in_poses = render_poses(renderer, latents, interpolate(keys, steps))
-            for stick, picture in progress_bar(in_poses, total=n_frames, unit="frame"):
-                frame = np.concatenate([image, stick, picture], axis=1)
+            in_poses = render_poses(renderer, change.latents, joints, mix)
+            for i, parts in enumerate(progress_bar(in_poses, total=len(joints), unit="frame", desc="pictures")):
+                frame = np.concatenate([resized(part, shape) for part in (change.image(i),) + parts], axis=1)
                 if has_gif:
                     of_gif.append(frame)
                 yield frame
-        write_mp4(run.path("animation.mp4"), frames(), fps, (3 * size, size))
+        write_mp4(run.path("animation.mp4"), frames(), fps, (3 * width, height))
         if has_gif:
             write_gif(run.path("animation.gif"), of_gif, fps)
         else:
-            run.say(f"animation.gif is left out: of {n_frames} frames it would be too large")
-        run.say(f"{n_frames} frames: {run.path('animation.mp4')}")
+            run.say(f"animation.gif is left out: of {len(joints)} frames it would be too large")
+        run.say(f"{len(joints)} frames: {run.path('animation.mp4')}")
+
+
+def poses_in_motion(options, poses):
+    """(joints (n, 15, 2) of n frames, frames per second) of an animation through poses, a Selection."""
+    seconds = options.seconds_per_pose or DEFAULT_SECONDS_PER_POSE
+    if poses.fps is not None:
+        for name in ("fps", "seconds_per_pose"):
+            if getattr(options, name):
+                raise UserError(f"--{name}: expected none beside a video, whose frame rate and length are kept")
+        return poses.joints, poses.fps
+    fps = options.fps or DEFAULT_FPS
+    steps = max(1, int(round(fps * seconds)))
+    n_frames = steps * max(1, len(poses) - 1) + (len(poses) > 1)
+    if n_frames > MAX_FRAMES:
+        raise UserError(f"--pose: expected an animation of at most {MAX_FRAMES} frames, found {n_frames}")
+    if len(poses) == 1:  # it holds still
+        return np.repeat(poses.joints, n_frames, axis=0), fps
+    return interpolate(poses.joints, steps), fps
+
+
+class Change:
+    """One person who becomes another along n frames, through all of `people`, as from `encoded`, evenly."""
+
+    def __init__(self, people, n):
+        self._images = np.stack([image for _, image, _ in people])
+        self._latents = [np.concatenate(arrays) for arrays in zip(*[latents for _, _, latents in people])]
+        self._places = np.linspace(0, len(people) - 1, n)
+
+    def latents(self, frames):
+        """Latents (b, h, w, c) of an array of b frame numbers, on straight lines between those of two people."""
+        return [self._between(z, self._places[frames]) for z in self._latents]
+
+    def image(self, frame):
+        """The picture (S, S, 3) uint8 of who is on the way, one fading into the other."""
+        return np.round(self._between(self._images, self._places[[frame]])[0]).astype(np.uint8)
+
+    @staticmethod
+    def _between(values, places):
+        before = np.floor(places).astype(int)
+        after = np.minimum(before + 1, len(values) - 1)
+        share = (places - before).reshape((-1,) + (1,) * (values.ndim - 1))
+        return ((1 - share) * values[before] + share * values[after]).astype(np.float32)
 
 
 def interpolate(keys, steps):

@@ -1,5 +1,6 @@
 """What tests share: a small config, people standing upright, small data sets, damaged files."""
 import io
+import json
 import os
 import pickle
 
@@ -8,6 +9,7 @@ from PIL import Image
 
 from common.errors import run
 from dataset.index import JOINTS, STANDING
+from dataset.poses import OPENPOSE
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -37,6 +39,11 @@ def standing(*missing, **moved):
     return np.array([points[name] for name in JOINTS], np.float32)
 
 
+def beside(joints, left):
+    """Joints of somebody half as broad, in the left or right half of the picture."""
+    return np.where(joints < 0, -1, joints * (0.5, 1) + (0 if left else 0.5, 0))
+
+
 def make_index(folder, n=4, image=None, **changes):
     """Writes n images and their index; half of them train."""
     os.makedirs(str(folder / "images"), exist_ok=True)
@@ -51,6 +58,23 @@ def make_index(folder, n=4, image=None, **changes):
     with open(path, "wb") as file:
         pickle.dump({key: value for key, value in index.items() if value is not None}, file)
     return path
+
+
+def save_openpose(path, *people, **more):
+    """Writes joints, (15, 2) in pixels with -1 where missing, of people as OpenPose's JSON file; returns its path."""
+    file = {"people": [{"pose_keypoints_2d": openpose_points(joints)} for joints in people]}
+    file.update(more)
+    path.write_text(json.dumps(file))
+    return path
+
+
+def openpose_points(joints, n_points=25):
+    """Joints (15, 2) as 25 or 18 times x, y and confidence."""
+    points = np.zeros((n_points, 3))
+    for number, (x, y) in zip(OPENPOSE[3 * n_points], joints):
+        if x >= 0:
+            points[number] = x, y, 0.9
+    return points.ravel().tolist()
 
 
 def mutated(random, content):

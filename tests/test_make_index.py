@@ -1,5 +1,4 @@
 """Data sets from annotations in the formats of the field, which these tests write themselves."""
-import io
 import json
 import os
 import signal
@@ -9,11 +8,11 @@ import time
 
 import numpy as np
 import pytest
-from helpers import ROOT, STANDING, exit_code
+from helpers import ROOT, STANDING, beside, exit_code, save_openpose, standing
 from PIL import Image
 
-from dataset import coco, openpose, photos
-from dataset.builder import IndexBuilder, cut_square, square_around
+from dataset import coco, openpose
+from dataset.builder import IndexBuilder
 from dataset.index import JOINTS, Index, load_image
 from tools import make_index
 from tools.check_index import suspicions
@@ -124,19 +123,6 @@ def test_coco_people_who_cannot_be_used_are_counted_and_named(coco_files, tmp_pa
     # Without annotations for tests, a share of the photos is kept for them.
     index = Index(str(tmp_path / "out" / "index.p"))
     assert sorted(index.train) == [False, True]
-
-
-def test_squares_are_shifted_into_the_photo_and_otherwise_filled_up():
-    assert square_around([(0, 50), (100, 150)], 300, 200) == (0, 35, 130)
-    assert square_around([(250, 50), (300, 150)], 300, 200) == (170, 35, 130)
-    assert square_around([(100, 0), (150, 200)], 300, 200) == (0, -30, 260)
-    image = Image.fromarray(np.arange(200, dtype=np.uint8)[:, None, None].repeat(300, 1).repeat(3, 2))
-    crop = np.asarray(Image.open(io.BytesIO(cut_square(image, (0, -30, 260), 260))))
-    assert crop.shape == (260, 260, 3) and abs(crop[130, 0, 0] - 100.) < 3
-    assert crop[:28].max() < 3 and crop[232:].min() > 196
-    panorama = Image.fromarray(np.zeros((10, 6000, 3), np.uint8))
-    square = square_around([(0, 0), (6000, 10)], 6000, 10)
-    assert Image.open(io.BytesIO(cut_square(panorama, square, 64))).size == (64, 64)
 
 
 # ---------------------------------------------------------------------------------------------- OpenPose's CSVs
@@ -262,33 +248,25 @@ def test_single_misfits_are_left_out_by_name(openpose_files, tmp_path, capsys):
 
 # ---------------------------------------------------------------------------------------------- own photos
 
-def fake_estimator(name, image):
-    """Joints of somebody standing in the left half of the photo, or whatever the photo's name asks for."""
-    if "nobody" in name:
-        return None
-    joints = np.array([STANDING.get(joint, (-1, -1)) for joint in photos.JOINTS], np.float64)
-    if "bent" in name:
-        joints[[photos.J["lhip"], photos.J["rhip"]], 1] = 0.4
-    joints = np.where(joints < 0, -1, joints * (image.width / 2., image.height))
-    if "sitting" in name:
-        joints[photos.J["lhip"]] = -1
-    return joints
+def save_photo(path, *people, width=200, height=200):
+    """Writes a photo and the joints of the people in it, shares of the photo, beside it."""
+    save(path, width, height)
+    return save_openpose(path.parent / (path.stem + "_keypoints.json"),
+                         *[np.where(joints < 0, -1, joints * (width, height)) for joints in people])
 
 
-def test_photos_become_people_and_the_others_are_named(tmp_path, capsys, monkeypatch):
-    names = ["a.jpg", "below/a.jpg", "b.png", "nobody.jpg", "sitting.jpg", "bent.jpg"]
-    for name in names:
-        save(tmp_path / "photos" / name, 200, 200)
-    (tmp_path / "photos" / "c.jpg").write_bytes(b"no photo")
-    (tmp_path / "photos" / "notes.txt").write_text("no photo either")
-    (tmp_path / "photos" / "d.heic").write_bytes(b"")
-    os.symlink(str(tmp_path / "photos"), str(tmp_path / "photos" / "below" / "loop"))
-    current = []
-    monkeypatch.setattr(photos, "load_estimator", lambda: None)
-    monkeypatch.setattr(photos, "read_image", lambda path, read=photos.read_image: current.append(path) or read(path))
-    monkeypatch.setattr(photos, "find_joints",
-                        lambda estimator, image: fake_estimator(os.path.basename(current[-1]), image))
-    assert run("photos", tmp_path / "photos", "--out", tmp_path / "out", "--size", 64, "--test", 0.3) == 0
+def test_photos_become_people_and_the_others_are_named(tmp_path, capsys):
+    folder = tmp_path / "photos"
+    for name in ("a.jpg", "below/a.jpg", "b.png"):
+        save_photo(folder / name, beside(standing(), left=True))
+    save_photo(folder / "nobody.jpg")
+    save_photo(folder / "sitting.jpg", standing("lhip"))
+    save_photo(folder / "bent.jpg", standing(lhip=(0.4, 0.35), rhip=(0.6, 0.35)))
+    (folder / "c.jpg").write_bytes(b"no photo")
+    (folder / "notes.txt").write_text("no photo either")
+    (folder / "d.heic").write_bytes(b"")
+    os.symlink(str(folder), str(folder / "below" / "loop"))
+    assert run("photos", folder, "--out", tmp_path / "out", "--size", 64, "--test", 0.3) == 0
     index = Index(str(tmp_path / "out" / "index.p"))
     assert index.images == ["images/a.jpg", "images/b.jpg", "images/below_a.jpg"] and sum(index.train) == 2
     assert load_image(index.image_path(0), 64).shape == (64, 64, 3) and len(index.usable("test")) == 1
@@ -298,6 +276,24 @@ def test_photos_become_people_and_the_others_are_named(tmp_path, capsys, monkeyp
                  "sitting.jpg: hips or shoulders not seen", "bent.jpg: torso smaller than 15 % of the crop"):
         assert f"left out: {line}\n" in out
     assert "8 images seen, 3 people kept" in out and "c.jpg: cannot be read as an image: " in out
+    assert "show several people" not in out
+
+
+def test_of_several_people_in_a_photo_the_largest_or_a_numbered_one_is_taken(tmp_path, capsys):
+    small = beside(standing(), left=False) * 0.5 + (0.5, 0.5)
+    for name in ("a.jpg", "b.jpg"):
+        save_photo(tmp_path / "photos" / name, small, beside(standing(), left=True))
+    save_photo(tmp_path / "photos" / "c.jpg", beside(standing(), left=True))
+    assert run("photos", tmp_path / "photos", "--out", tmp_path / "first") == 0
+    assert "2 photos show several people: the one with the largest torso was taken" in capsys.readouterr().out
+    assert run("photos", tmp_path / "photos", "--out", tmp_path / "second", "--person", 2) == 0
+    out = capsys.readouterr().out
+    assert "2 photos show several people: person 2 from the left was taken" in out
+    assert "c.jpg: expected a person 2 from the left, found 1" in out
+    first, second = (Index(str(tmp_path / name / "index.p")) for name in ("first", "second"))
+    assert len(first.images) == 3 and len(second.images) == 2
+    # The large one is cut along the photo's left edge, the small one along its right edge.
+    assert point(first, 0, "cnose")[0] < 0.45 and point(second, 0, "cnose")[0] > 0.55
 
 
 def test_photos_without_mediapipe_say_what_to_install(tmp_path, capsys, monkeypatch):
@@ -305,7 +301,12 @@ def test_photos_without_mediapipe_say_what_to_install(tmp_path, capsys, monkeypa
     monkeypatch.setitem(sys.modules, "mediapipe", None)
     assert run("photos", tmp_path / "photos", "--out", tmp_path / "out") == 2
     error = capsys.readouterr().err
-    assert "pip install -r tools/requirements-photos.txt" in error and error.count("\n") == 1
+    lines = [line for line in error.split("\n") if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in error
+    if sys.version_info >= (3, 10):
+        assert "pip install --no-deps -r requirements-photos.txt" in lines[0]
+    else:
+        assert "Python 3.10 or newer" in lines[0] and "work everywhere" in lines[0]
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
 
 
@@ -346,8 +347,8 @@ def test_nothing_is_lost_that_is_there_already(coco_files, tmp_path, capsys):
 
 
 def test_images_of_equal_names_get_a_number(tmp_path):
-    joints = [STANDING.get(joint, (-1, -1)) for joint in photos.JOINTS]
-    with IndexBuilder(str(tmp_path / "out"), photos.JOINTS) as builder:
+    joints = [STANDING.get(joint, (-1, -1)) for joint in JOINTS]
+    with IndexBuilder(str(tmp_path / "out"), JOINTS) as builder:
         for name in ("a.jpg", "a.png", "b/a.png", "a_2.gif", "a.webp"):
             assert builder.add(name, joints, jpeg=name.encode())
         builder.finish()
@@ -424,7 +425,7 @@ def test_bad_options_are_one_line(capsys):
 
 def test_two_runs_do_not_make_the_same_data_set(tmp_path, capsys):
     save(tmp_path / "photos" / "a.jpg", 20, 20)
-    with IndexBuilder(str(tmp_path / "out"), photos.JOINTS):
+    with IndexBuilder(str(tmp_path / "out"), JOINTS):
         assert run("photos", tmp_path / "photos", "--out", tmp_path / "out") == 2
         assert "another run is making" in capsys.readouterr().err
 

@@ -1,10 +1,11 @@
 """Transfers and animations of one's own choice."""
+import json
 import os
 
 import imageio_ffmpeg
 import numpy as np
 import pytest
-from helpers import exit_code, only_run, standing
+from helpers import exit_code, only_run, save_openpose, standing
 from PIL import Image
 
 import main
@@ -36,11 +37,17 @@ def test_chosen_people_in_chosen_poses(trained, toy, tmp_path):
 
 
 @pytest.mark.parametrize("options, words", [
-    (["--mode", "transfer", "--appearance", "none"], "--appearance: none: expected an image"),
-    (["--mode", "animate", "--appearance", "0-1", "--pose", "0-2"], "--appearance: expected one image"),
-    (["--mode", "animate", "--appearance", "0", "--pose", "0"], "--pose: expected two poses or more")])
+    (["--mode", "transfer", "--appearance", "none"], "--appearance: none: expected a file, a folder, or an image of"),
+    (["--mode", "animate", "--appearance", "pose.json", "--pose", "0-2"], "pose.json: expected a picture, found poses"),
+    (["--mode", "transfer", "--appearance", "0", "--mix", "tail=1"], "--mix: tail=1: expected PART=IMAGE, PART one of"),
+    (["--mode", "transfer", "--appearance", "0", "--mix", "arms=1", "left_upper_arm=2"], "gives this part already"),
+    (["--mode", "transfer", "--appearance", "0", "--mix", "arms=0-1"], "expected one image, found 2"),
+    (["--mode", "animate", "--appearance", "0", "--pose", "dance.json", "--fps", "5"], "--fps: expected none beside")])
 def test_bad_choices_leave_no_run_folder(trained, tmp_path, capsys, monkeypatch, options, words):
     monkeypatch.chdir(tmp_path)
+    save_openpose(tmp_path / "pose.json", standing())
+    frame = json.loads((tmp_path / "pose.json").read_text())
+    (tmp_path / "dance.json").write_text(json.dumps([frame, frame]))
     assert exit_code(main, *options, "--checkpoint", str(trained[0])) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1 and not (tmp_path / "log").exists()

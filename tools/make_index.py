@@ -51,8 +51,11 @@ def parse_options(argv):
     options.add_argument("--pairs", metavar="CSV", help="pairs of images to keep in the index, for evaluation")
     options.set_defaults(test=0.0)
 
-    options = add_source(sources, "photos", "your own photos, one person each; joints are estimated")
+    options = add_source(sources, "photos", "your own photos, one person of each; joints are estimated")
     options.add_argument("photos", metavar="DIR", help="folder of photos")
+    options.add_argument("--person", type=whole_number(1000), metavar="N",
+                         help="of several people in a photo the one that is number N from the left; otherwise the one "
+                              "with the largest torso is taken")
     add_crop_options(options)
     return parser.parse_args(argv)
 

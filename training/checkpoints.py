@@ -24,7 +24,7 @@ def find_checkpoint(path):
         return prefix
     if not os.path.isdir(path):
         raise UserError(f"--checkpoint: there is no checkpoint {path}; expected a prefix such as "
-                        "RUN/checkpoints/model.ckpt-1000, a folder of checkpoints or a run folder")
+                        "RUN/checkpoints/model.ckpt-1000, a folder of checkpoints, a run folder or a network file")
     for folder in (path, os.path.join(path, "checkpoints")):
         names = os.listdir(folder) if os.path.isdir(folder) else []
         found = [re.fullmatch(r"model\.ckpt-(\d+)\.index", name) for name in names]
@@ -36,10 +36,13 @@ def find_checkpoint(path):
 
 
 class Checkpoint:
-    """A checkpoint to read. Raises UserError where the files are damaged."""
+    """A checkpoint to read. name: what messages call it, by default its prefix.
 
-    def __init__(self, prefix):
-        self.prefix = prefix
+    Raises UserError where the files are damaged.
+    """
+
+    def __init__(self, prefix, name=None):
+        self.prefix, self.name = prefix, name or prefix
         try:
             self._reader = tf.train.NewCheckpointReader(prefix)
             self.shapes = self._reader.get_variable_to_shape_map()
@@ -49,26 +52,30 @@ class Checkpoint:
     def step(self):
         """The number of training steps behind the checkpoint."""
         if "global_step" not in self.shapes:
-            raise UserError(f"{self.prefix}: has no global_step; expected a checkpoint of training")
+            raise UserError(f"{self.name}: has no global_step; expected a checkpoint of training")
         try:
             return int(self._reader.get_tensor("global_step"))
         except _READ_ERRORS as error:
             raise self.unreadable(error)
+
+    def has_moments(self):
+        """Whether a training can go on from it; a network file holds no moments of Adam."""
+        return any(name.endswith("/Adam") for name in self.shapes)
 
     def check_fits(self, variables):
         """Raises UserError, naming the first variable that the checkpoint lacks or holds in another shape."""
         for variable in variables:
             name, shape = variable.op.name, variable.shape.as_list()
             if name not in self.shapes:
-                raise UserError(f"{self.prefix}: is of another config: it has no variable {name}; expected one of "
+                raise UserError(f"{self.name}: is of another config: it has no variable {name}; expected one of "
                                 f"shape {shape}")
             if self.shapes[name] != shape:
-                raise UserError(f"{self.prefix}: is of another config: variable {name} has shape {self.shapes[name]} "
+                raise UserError(f"{self.name}: is of another config: variable {name} has shape {self.shapes[name]} "
                                 f"there; expected {shape}")
 
     def unreadable(self, error):
         """The UserError that says why the checkpoint cannot be read."""
-        return UserError(f"{self.prefix}: cannot be read as a checkpoint: {reason(error)}")
+        return UserError(f"{self.name}: cannot be read as a checkpoint: {reason(error)}")
 
 
 class CheckpointSaver:

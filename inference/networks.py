@@ -1,0 +1,345 @@
+"""Trained networks: where --checkpoint finds them, and the mode export, which puts one into a file.
+
+A network file is a ZIP with config.yaml, network.json, README.md, samples.png and a SavedModel. The SavedModel's
+variables are the only copy of the weights. This program reads them as a checkpoint and never runs a SavedModel, whose
+graph could read and write files.
+"""
+import collections
+import contextlib
+import gzip
+import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+import tempfile
+import zipfile
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+from PIL import Image
+
+from batches import PARTS, stick_figure
+from common.downloads import download
+from common.errors import UserError, reason, shown
+from common.machine import make_session
+from dataset import toy
+from dataset.index import Index
+from nn import Pass
+from training.checkpoints import Checkpoint, CheckpointSaver, find_checkpoint
+from training.config import dump_config
+from training.graphs import make_network
+from training.runs import tile, to_uint8
+
+DETAILS = "network.json"  # in run folders and network files
+VARIABLES = "saved_model/variables/variables"  # in a network file
+MAX_BYTES = 2**32  # of an archive's files that are used
+MAX_RATIO = 100  # of their size to the archive's
+MAX_FILES = 100000
+MAX_READ = 2**26  # bytes of an archive at a time
+MAX_DETAILS = 100000
+N_SAMPLES = 8
+MIN_ASPECT, MAX_ASPECT = 0.05, 20.0
+
+
+class Network(collections.namedtuple("Network", "name prefix folder")):
+    """A trained network to read.
+
+    name: as the user gave it. prefix: of its checkpoint. folder: where its config.yaml and network.json are, if it has
+    any.
+    """
+
+    def config_path(self):
+        """Path of its config. Raises UserError where it has none."""
+        path = os.path.join(self.folder, "config.yaml")
+        if not os.path.isfile(path):
+            raise UserError(f"--config is needed: {self.name} is not in a run folder, which has a config.yaml")
+        return os.path.relpath(path)
+
+    def checkpoint(self):
+        """Its Checkpoint. Raises UserError."""
+        return Checkpoint(self.prefix, self.name)
+
+    def aspect(self, config):
+        """Width / height of the pictures that it was trained on; of older runs as the index has them, or else 1."""
+        path = os.path.join(self.folder, DETAILS)
+        if os.path.isfile(path):
+            return read_details(path, f"{self.name}: {DETAILS}")["aspect"]
+        if os.path.isfile(config["data_index"]):
+            return Index(config["data_index"], config["allow_outside_images"]).aspect()
+        return 1.0
+
+
+def read_details(path, name):
+    """The dict of a network.json. Raises UserError."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            details = json.loads(file.read(MAX_DETAILS))
+        aspect = details["aspect"]
+        if isinstance(aspect, bool) or not MIN_ASPECT <= aspect <= MAX_ASPECT:
+            raise ValueError(f"aspect: expected a number from {MIN_ASPECT} to {MAX_ASPECT:g}, found {shown(aspect)}")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{name}: cannot be read: {reason(error)}")
+    return details
+
+
+def details_of(aspect):
+    """The bytes of a network.json."""
+    return json.dumps({"aspect": round(float(aspect), 4)}, indent=2).encode()
+
+
+@contextlib.contextmanager
+def open_network(name):
+    """The Network of a checkpoint prefix, a folder of checkpoints, a run folder, a network file, or an http(s) URL.
+
+    Archives are unpacked into a folder that goes with the block. Raises UserError.
+    """
+    path = _fetch(name) if re.match(r"https?://", name) else name
+    if not os.path.isfile(path) or re.search(r"\.(index|meta|data-\d+-of-\d+)$", path):
+        prefix = find_checkpoint(path)
+        yield Network(prefix, prefix, os.path.dirname(os.path.dirname(os.path.abspath(prefix))))
+        return
+    with tempfile.TemporaryDirectory(prefix="vunet-") as folder:
+        yield Network(name, unpack(path, folder, name), folder)
+
+
+def _fetch(name):
+    """Path of a file from the network. name: its URL, with #sha256=... if the file is known."""
+    url, _, fragment = name.partition("#")
+    expected = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment)
+    if fragment and not expected:
+        raise UserError(f"--checkpoint: {shown(name, 1000)}: expected #sha256= and 64 hexadecimal digits")
+    path = download(url, expected and expected.group(1).lower())
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for chunk in iter(lambda: file.read(2**20), b""):
+            digest.update(chunk)
+    print(f"{url}: SHA-256 {digest.hexdigest()}, kept as {path}", flush=True)
+    return path
+
+
+# ---------------------------------------------------------------------------------------------- archives
+
+def unpack(path, folder, name):
+    """Copies what this program needs of an archive, perhaps a stranger's, into a folder; returns a checkpoint's prefix.
+
+    Only a checkpoint, config.yaml and network.json leave it, under names of our own. Raises UserError.
+    """
+    try:
+        with _open_archive(path) as archive:
+            files = archive.files()
+            prefix = _choose_prefix(files)
+            home = os.path.dirname(os.path.dirname(prefix))
+            home = "" if prefix == VARIABLES else os.path.join(home, "") if home else ""
+            wanted = {file: f"checkpoints/network{file[len(prefix):]}" for file in files
+                      if re.fullmatch(re.escape(prefix) + r"\.(index|data-\d{5}-of-\d{5})", file)}
+            wanted.update({home + file: file for file in ("config.yaml", DETAILS) if home + file in files})
+            _check_sizes({file: files[file] for file in wanted}, os.path.getsize(path))
+            os.makedirs(os.path.join(folder, "checkpoints"))
+            for file, target in wanted.items():
+                _copy(archive, file, os.path.join(folder, target), files[file])
+    except UserError as error:
+        raise UserError(f"--checkpoint: {shown(name, 1000)}: {error}")
+    except Exception as error:  # what libraries raise on damaged archives is many things
+        raise UserError(f"--checkpoint: {shown(name, 1000)}: cannot be read: {reason(error)}")
+    return os.path.join(folder, "checkpoints", "network")
+
+
+def _open_archive(path):
+    if zipfile.is_zipfile(path):
+        return _Zip(path)
+    with open(path, "rb") as file:
+        start = file.read(512)
+    if start[:2] == b"\x1f\x8b" or start[257:262] == b"ustar":
+        return _Tar(path, is_compressed=start[:2] == b"\x1f\x8b")
+    raise UserError("expected a checkpoint, a run folder, or a .zip or .tar.gz of one")
+
+
+class _Zip:
+
+    def __init__(self, path):
+        self._zip = zipfile.ZipFile(path)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *unused):
+        self._zip.close()
+
+    def files(self):
+        """{name: size} of its files."""
+        infos = self._zip.infolist()
+        if len(infos) > MAX_FILES:
+            raise UserError(f"expected at most {MAX_FILES} files, found {len(infos)}")
+        return {info.filename: info.file_size for info in infos}
+
+    def open(self, name):
+        return self._zip.open(name)
+
+
+class _Tar:
+
+    def __init__(self, path, is_compressed):
+        self._file = open(path, "rb")
+        content = gzip.GzipFile(fileobj=self._file) if is_compressed else self._file
+        self._tar = tarfile.open(fileobj=_Bounded(content), mode="r:")
+        self._max_bytes = max(2**20, MAX_RATIO * os.path.getsize(path))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *unused):
+        self._tar.close()
+        self._file.close()
+
+    def files(self):
+        """{name: size} of its files; links are none."""
+        self._members, total = {}, 0
+        for i, member in enumerate(self._tar):
+            total += member.size
+            if i >= MAX_FILES or total > self._max_bytes:  # before a bomb is read on
+                raise UserError(f"expected at most {MAX_FILES} files and {self._max_bytes} bytes in it, found more")
+            if member.isreg():
+                self._members[os.path.normpath(member.name)] = member
+        return {name: member.size for name, member in self._members.items()}
+
+    def open(self, name):
+        return self._tar.extractfile(self._members[name])
+
+
+class _Bounded:
+    """A file whose reads are short, as tarfile reads headers of any length into the memory."""
+
+    def __init__(self, file):
+        self._file = file
+        self.seek, self.tell, self.close = file.seek, file.tell, file.close
+
+    def read(self, n=-1):
+        if not 0 <= n <= MAX_READ:
+            raise UserError(f"expected headers of at most {MAX_READ} bytes, found {n}")
+        return self._file.read(n)
+
+
+def _choose_prefix(files):
+    """The prefix of the checkpoint among the names of files: a network file's, the newest of a run, or the only one."""
+    prefixes = [file[:-len(".index")] for file in files if file.endswith(".index")]
+    if VARIABLES in prefixes:
+        return VARIABLES
+    steps = {prefix: re.search(r"(?:^|/)model\.ckpt-(\d{1,12})$", prefix) for prefix in prefixes}
+    numbered = [prefix for prefix in prefixes if steps[prefix]]
+    if numbered:
+        return max(numbered, key=lambda prefix: int(steps[prefix].group(1)))
+    if len(prefixes) != 1:
+        raise UserError(f"expected one checkpoint in it, an .index file, found {len(prefixes)}")
+    return prefixes[0]
+
+
+def _check_sizes(sizes, archive_size):
+    total, most = sum(sizes.values()), min(MAX_BYTES, max(2**20, MAX_RATIO * archive_size))
+    if total > most:
+        raise UserError(f"expected a checkpoint of at most {most} bytes in it, found {total}")
+
+
+def _copy(archive, name, path, size):
+    """Copies one file of an archive, `size` bytes and no more."""
+    with archive.open(name) as source, open(path, "wb") as target:
+        left = size
+        while left > 0:
+            chunk = source.read(min(left, 2**20))
+            if not chunk:
+                raise UserError(f"{shown(name)}: expected {size} bytes, found {size - left}")
+            target.write(chunk)
+            left -= len(chunk)
+
+
+# ---------------------------------------------------------------------------------------------- export
+
+def export(options, config):
+    """Writes the network as one file, options.out; nothing of the data set is in it."""
+    if os.path.exists(options.out):
+        raise UserError(f"--out: {options.out}: is there already; expected a new file")
+    metrics = _read_metrics(options.metrics) if options.metrics else None
+    checkpoint = options.network.checkpoint()
+    part = options.out + ".part"
+    with tempfile.TemporaryDirectory(prefix="vunet-") as folder:
+        step, samples = _write_saved_model(config, checkpoint, os.path.join(folder, "saved_model"))
+        details = {"aspect": round(options.network.aspect(config), 4), "step": step,
+                   "tensorflow": tf.__version__, "spatial_size": config["spatial_size"]}
+        texts = {"config.yaml": dump_config(config), DETAILS: json.dumps(details, indent=2),
+                 "README.md": readme(config)}
+        if metrics is not None:
+            texts["metrics.json"] = metrics
+        try:
+            with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
+                for name, text in texts.items():
+                    archive.writestr(name, text)
+                archive.writestr("samples.png", samples)
+                for base, _, names in sorted(os.walk(os.path.join(folder, "saved_model"))):
+                    for name in sorted(names):
+                        path = os.path.join(base, name)
+                        archive.write(path, os.path.relpath(path, folder))
+            os.replace(part, options.out)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.remove(part)
+            raise UserError(f"--out: {options.out}: cannot be written: {reason(error)}")
+    print(f"{options.out}: the network of step {step}, {os.path.getsize(options.out) / 2**20:.1f} MB")
+
+
+def _read_metrics(path):
+    """The text of a metrics.json, as evaluate writes it. Raises UserError."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+        if not isinstance(json.loads(text), dict):
+            raise ValueError("expected an object, as evaluate writes it")
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"--metrics: {shown(path, 1000)}: cannot be read: {reason(error)}")
+    return text
+
+
+def _write_saved_model(config, checkpoint, folder):
+    """Writes a SavedModel; returns the step of the checkpoint, and samples from the prior as the bytes of a PNG."""
+    net, seed = make_network(config), config["seed"]
+    size, s = config["spatial_size"], config["spatial_size"] // 2**config["box_factor"]
+    with tf.Graph().as_default():
+        parts = tf.placeholder(tf.float32, (None, s, s, 3 * len(PARTS)), "parts")
+        stick = tf.placeholder(tf.float32, (None, size, size, 3), "stick")
+        number = tf.placeholder_with_default(0, (), "number")
+        means = net.posterior_means(Pass("encode", seed=seed), parts)
+        latents = [tf.placeholder(tf.float32, mean.shape, f"latent_{k}") for k, mean in enumerate(means)]
+        picture = net.transfer(Pass("transfer", seed=seed), stick, latents)
+        samples = net.sample(Pass("sample", number, seed), stick)
+        variables = tf.trainable_variables()
+        step = tf.get_variable("global_step", (), tf.int32, trainable=False)
+        saver = CheckpointSaver(variables)
+        named = {f"latent_{k}": latent for k, latent in enumerate(latents)}
+        signatures = {
+            "encode": _signature({"parts": parts}, {f"latent_{k}": mean for k, mean in enumerate(means)}),
+            "render": _signature(dict(named, stick=stick), {"picture": picture}),
+            "sample": _signature({"stick": stick, "number": number}, {"picture": samples})}
+        with make_session(dict(config, precision="float32", xla=False)) as session:
+            saver.restore(session, checkpoint)
+            step.load(checkpoint.step() if "global_step" in checkpoint.shapes else 0, session)
+            builder = tf.saved_model.Builder(folder)
+            builder.add_meta_graph_and_variables(session, ["serve"], signatures, strip_default_attrs=True)
+            builder.save()
+            joints = [toy.index_joints(toy.make_pose(0, k)) for k in range(N_SAMPLES)]  # drawn people's
+            sticks = np.stack([stick_figure(points, size) for points in joints])
+            pictures = session.run(samples, {stick: sticks / 127.5 - 1})
+            png = io.BytesIO()
+            Image.fromarray(tile(np.concatenate([sticks, to_uint8(pictures)], axis=2))).save(png, "PNG")
+            return int(session.run(step)), png.getvalue()
+
+
+def _signature(inputs, outputs):
+    return tf.saved_model.predict_signature_def(inputs, outputs)
+
+
+def readme(config):
+    """What a network file says of itself."""
+    size = config["spatial_size"]
+    with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "network_file.md"), encoding="utf-8") as file:
+        return file.read().format(size=size, s=size // 2**config["box_factor"], channels=3 * len(PARTS),
+                                  parts=", ".join(PARTS), tensorflow=tf.__version__)
