@@ -77,6 +77,7 @@ class Finder:
         self.person, self.notes = person, []
         self._aspect = functools.lru_cache(maxsize=None)(aspect)
         self._data_sets = {}
+        self._photo = functools.lru_cache(maxsize=None)(self._photo)  # one may be given as appearance and as pose
         self._estimator = Estimator()
 
     def __enter__(self):

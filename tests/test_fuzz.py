@@ -1,22 +1,32 @@
-"""Damaged indexes, configs and images: each loads or is refused with one line, soon and in little memory.
+"""Damaged indexes, configs, photos, videos, archives and so on: each loads or is refused with one line, soon and in
+little memory.
 
-`make test` tries 300 of them, `make fuzz` 12,000: VUNET_FUZZ_CASES says how many.
+`make test` tries 100 of a kind, `make fuzz` 4,000; of videos a quarter. VUNET_FUZZ_CASES is three times that number.
 """
+import io
+import json
 import os
 import pickle
 import resource
 import string
 import sys
+import tarfile
+import tempfile
 import time
+import zipfile
 
 import numpy as np
 import pytest
 import yaml
-from helpers import SMALL, images, mutated, standing
+from helpers import SMALL, images, mutated, openpose_points, standing
 
 import batches
 from common.errors import UserError
 from dataset.index import JOINTS, Index, load_image
+from dataset.selection import Finder
+from dataset.videos import Video
+from inference.movies import write_gif, write_mp4
+from inference.networks import open_network
 from tools.check_index import suspicions
 from training.config import load_config
 
@@ -31,12 +41,12 @@ def peak_memory():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
-def assert_all_answered(originals, path, load, seed):
-    """Fails unless load(path) of each mutation of the originals returns or raises UserError with one line."""
+def assert_all_answered(originals, path, load, seed, n=CASES_PER_KIND):
+    """Fails unless load(path) of each of n mutations of the originals returns or raises UserError with one line."""
     random = np.random.RandomState(seed)
     before = peak_memory()
     answered = {"loaded": 0, "refused": 0}
-    for i in range(CASES_PER_KIND):
+    for i in range(n):
         path.write_bytes(mutated(random, originals[i % len(originals)]))
         start = time.time()
         try:
@@ -47,7 +57,7 @@ def assert_all_answered(originals, path, load, seed):
             assert "\n" not in str(error) and 10 < len(str(error)) < 1500
         assert time.time() - start < MAX_SECONDS, f"mutation {i}"
     assert peak_memory() - before < MAX_MEMORY
-    assert min(answered.values()) > CASES_PER_KIND // 200, answered  # the mutations are neither harmless nor hopeless
+    assert min(answered.values()) > n // 200, answered  # the mutations are neither harmless nor hopeless
 
 
 def index_pickles():
@@ -83,6 +93,65 @@ def test_images(tmp_path):
     formats = [("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("GIF", {}), ("BMP", {}), ("WEBP", {}),
                ("PPM", {})]
     assert_all_answered(list(images(formats)), tmp_path / "image", lambda path: load_image(path, 16), seed=2)
+
+
+def openpose_files():
+    people = [{"pose_keypoints_2d": openpose_points(standing() * size, n)}
+              for size, n in ((100, 18), (1, 25), (50, 25))]
+    frames = [{"people": people, "canvas_width": 100, "canvas_height": 200}, {"people": people[:1]}]
+    return [json.dumps(data).encode() for data in (frames[0], frames[1], frames, [frames[1]] * 3)]
+
+
+def test_openposes_files(tmp_path):
+    assert_all_answered(openpose_files(), tmp_path / "a.json",
+                        lambda path: Finder("none", aspect=lambda: 0.5).select([path], "--pose"), seed=3)
+
+
+def video_files(folder):
+    frames = [np.full((16, 24, 3), 20 * i, np.uint8) for i in range(8)]
+    write_mp4(str(folder / "original.mp4"), frames, 10, (24, 16))
+    write_gif(str(folder / "original.gif"), frames, 10)
+    return [(folder / name).read_bytes() for name in ("original.mp4", "original.gif")]
+
+
+@pytest.mark.parametrize("extension", ["mp4", "gif", "avi", "webm"])
+def test_videos(tmp_path, extension):
+    originals = video_files(tmp_path)
+    path = tmp_path / f"a.{extension}"
+    if extension in ("mp4", "gif"):
+        assert_all_answered(originals[extension == "gif":][:1], path, lambda path: list(Video(path)), seed=4,
+                            n=CASES_PER_KIND // 8)
+    else:  # of another kind than their names say
+        for content in originals:
+            path.write_bytes(content)
+            with pytest.raises(UserError, match="cannot be read as a video"):
+                list(Video(str(path)))
+
+
+def archives(run):
+    """Archives of a run folder's checkpoint and config."""
+    files = sorted((run / "checkpoints").glob("model.ckpt-4.[id]*")) + [run / "config.yaml"]
+    zipped, tarred = io.BytesIO(), io.BytesIO()
+    with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in files:
+            archive.write(str(file), str(file.relative_to(run)))
+    with tarfile.open(fileobj=tarred, mode="w:gz") as archive:
+        for file in files:
+            archive.add(str(file), str(file.relative_to(run)))
+    return [zipped.getvalue(), tarred.getvalue()]
+
+
+def test_archives(trained, tmp_path, monkeypatch):
+    (tmp_path / "unpacked").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "unpacked"))
+
+    def load(path):
+        with open_network(path) as network:
+            assert network.checkpoint().step() >= 0 and load_config(network.config_path())
+
+    assert_all_answered(archives(trained[0]), tmp_path / "a.zip", load, seed=5)
+    assert {path.name for path in tmp_path.iterdir()} == {"a.zip", "unpacked"}
+    assert not list((tmp_path / "unpacked").iterdir())
 
 
 def doubling(letters, line):
