@@ -5,7 +5,7 @@
     python main.py --config market_retrain.yaml --retrain --checkpoint RUN              second round
     python main.py --mode evaluate --checkpoint RUN                                     SSIM, PSNR ... of the test split
     python main.py --mode transfer --checkpoint RUN                                     people in each other's poses
-    python main.py --mode transfer --checkpoint RUN --appearance me.jpg --pose you.jpg  you in my clothes
+    python main.py --mode transfer --checkpoint RUN --appearance me.jpg --pose you.jpg  me in your pose
     python main.py --mode animate --checkpoint RUN --appearance me.jpg --pose dance.mp4 me in motion, as GIF and MP4
     python main.py --mode test --checkpoint RUN                                         appearances from the prior
     python main.py --mode export --checkpoint RUN --out mine.vunet.zip                  the network as one file
@@ -34,6 +34,7 @@ from common.machine import make_session, set_up_tensorflow
 from dataset.index import Index
 from deeploss import load_weights
 from inference.evaluation import evaluate, report_toy
+from inference.mixing import mix_item
 from inference.networks import DETAILS, details_of, export, open_network
 from inference.rendering import animate, sample, transfer
 from training.checkpoints import CheckpointSaver
@@ -53,7 +54,8 @@ def main(argv=None):
     with contextlib.ExitStack() as stack:
         # Found once: a training that still runs may save another checkpoint at any time.
         options.network = stack.enter_context(open_network(options.checkpoint)) if options.checkpoint else None
-        config = load_config(options.config or options.network.config_path(), dict(options.set))
+        config = load_config(options.config or options.network.config_path(), dict(options.set),
+                             None if options.config else options.network.config_name())
         try:
             return MODES[options.mode](options, config)
         except tf.errors.ResourceExhaustedError as error:
@@ -82,7 +84,7 @@ def parse_options(argv):
     parser.add_argument("--person", type=whole_number(1000), metavar="N",
                         help="transfer, animate: of several people in a photo or video, number N from the left; "
                              "otherwise the one with the largest torso is taken")
-    parser.add_argument("--mix", nargs="+", metavar="PART=IMAGE",
+    parser.add_argument("--mix", nargs="+", type=mix_item, metavar="PART=IMAGE",
                         help="transfer, animate: take a part's appearance from another image, such as torso=friend.png")
     parser.add_argument("--aspect", choices=("own", "square"),
                         help="transfer, animate: save square pictures or, by default for photos and videos, pictures "

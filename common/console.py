@@ -3,16 +3,24 @@ import contextlib
 import os
 import sys
 import tempfile
+import threading
 
 from tqdm import tqdm
+
+_stderr_lock = threading.RLock()  # two threads at it would leave the descriptor elsewhere
 
 
 @contextlib.contextmanager
 def quiet_stderr():
     """Keeps what is written to file descriptor 2 off the terminal, unless the block raises: then it is shown.
 
-    A missing TensorFlow ends the program with one line and exit code 2.
+    One thread at a time. A missing TensorFlow ends the program with one line and exit code 2.
     """
+    with _stderr_lock:
+        yield from _quiet()
+
+
+def _quiet():
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if sys.stderr is None:  # closed by the caller
         sys.stderr = open(os.devnull, "w")

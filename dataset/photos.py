@@ -6,7 +6,7 @@ from dataset import index
 from dataset.boxes import as_jpeg, body, box_around, cut_box, shares_of, torso_length
 from dataset.builder import files_below, in_parallel
 from dataset.index import read_image
-from dataset.poses import Estimator, choose, find_people
+from dataset.poses import Estimator, choose, people_beside
 
 JOINTS = index.JOINTS
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm")
@@ -54,9 +54,11 @@ def cut_person(path, estimator, options):
         return 0, "of another kind than JPEG and PNG; convert them", None, None
     try:
         image = read_image(path)
+        people = people_beside(path, image.size)
     except UserError as error:
         return 0, f"cannot be read: {error}", None, None
-    people = find_people(path, image, estimator)
+    if people is None:
+        people = estimator(image)
     joints, why = choose(people, options.person)
     if why:
         return len(people), why, None, None

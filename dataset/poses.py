@@ -1,6 +1,6 @@
 """Joints of the people in photos: by MediaPipe's pose model, or from JSON files as OpenPose and DWPose write them.
 
-    people = find_people("me.jpg", image, estimator)
+    people = people_beside("me.jpg", image.size) or estimator(image)
     joints, why = choose(people)
 
 Joints are (15, 2) float64 in pixels, in the order of JOINTS, -1 where they are not seen. Left and right are the
@@ -43,7 +43,8 @@ class Estimator:
     """
 
     def __init__(self):
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._mediapipe = None
         self._landmarkers = []  # those that no thread uses now
         self._path = self._failure = None
         self._has_found = False
@@ -58,7 +59,8 @@ class Estimator:
 
     def __call__(self, image):
         """The people in a PIL image. Raises UserError where the model or MediaPipe is missing."""
-        mediapipe = _import_mediapipe()
+        with self._lock:
+            self._mediapipe = mediapipe = self._mediapipe or _import_mediapipe()
         small = image
         if max(image.size) > MAX_SIDE:
             small = image.copy()
@@ -124,14 +126,17 @@ def _load_landmarker(mediapipe, path):
     try:
         with open(path, "rb") as file:
             model = file.read()
-        with quiet_stderr():
-            landmarker = tasks.vision.PoseLandmarker.create_from_options(tasks.vision.PoseLandmarkerOptions(
-                base_options=tasks.BaseOptions(model_asset_buffer=model), num_poses=MAX_PEOPLE))
     except OSError as error:
         raise UserError(f"{path}: the pose model cannot be read: {error.strerror}")
+    try:
+        with quiet_stderr():
+            return tasks.vision.PoseLandmarker.create_from_options(tasks.vision.PoseLandmarkerOptions(
+                base_options=tasks.BaseOptions(model_asset_buffer=model), num_poses=MAX_PEOPLE))
+    except OSError as error:  # a library of the system
+        raise UserError(f"MediaPipe cannot start: {reason(error)}; on Debian, apt install libegl1 libgles2 gives what "
+                        "it needs")
     except (ValueError, RuntimeError) as error:
         raise UserError(f"{path}: is no pose model that MediaPipe can use: {reason(error)}")
-    return landmarker
 
 
 def model_path():
@@ -187,7 +192,7 @@ def _people_of_frame(frame, size, where):
     if not isinstance(people, list):
         raise UserError(f"{where}expected a list of people, as OpenPose and DWPose write it, found {shown(frame)}")
     canvas = [frame.get(key) for key in ("canvas_width", "canvas_height")]
-    if not all(_is_number(side) and side > 0 for side in canvas):
+    if not all(_is_number(side) and side >= 1 for side in canvas):
         canvas = None
     joints = []
     for i, person in enumerate(people):
@@ -205,7 +210,7 @@ def _people_of_frame(frame, size, where):
 def _is_number(value):
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
-    return math.isfinite(value) and abs(value) < MAX_COORDINATE
+    return abs(value) < MAX_COORDINATE  # false for nan
 
 
 def _as_joints(points, canvas, size):
@@ -218,36 +223,43 @@ def _as_joints(points, canvas, size):
         xy = xy * (size or canvas or (1000, 1000))  # without any size, the picture is taken for a square
     elif size and canvas:
         xy = xy * size / canvas
+    if size:
+        seen &= (xy < size).all(axis=1)
     return np.where(seen[:, np.newaxis], xy, -1)
 
 
 def openpose_beside(path):
-    """Path of the OpenPose JSON file beside an image, or None: a.json or a_keypoints.json for a.jpg."""
+    """Path of the OpenPose JSON file beside an image, or None: a_keypoints.json or a.json for a.jpg."""
     stem = os.path.splitext(path)[0]
     return next((name for name in (stem + "_keypoints.json", stem + ".json") if os.path.isfile(name)), None)
 
 
+def people_beside(path, size):
+    """The people that the JSON file beside an image of this (width, height) has; None without one. Raises UserError."""
+    beside = openpose_beside(path)
+    return read_openpose(beside, size)[0] if beside else None
+
+
 # ---------------------------------------------------------------------------------------------- whom to take
 
-def find_people(path, image, estimator):
-    """The people in a PIL image, the file `path`: of the JSON file beside it or, without one, by the estimator."""
-    beside = openpose_beside(path)
-    return read_openpose(beside, image.size)[0] if beside else estimator(image)
+def is_usable(joints):
+    """Whether joints in pixels show both hips and both shoulders, at different places."""
+    return has_torso(joints) and torso_length(joints) >= 1
 
 
 def choose(people, number=None):
     """(joints, None), or (None, why nobody can be taken): of these people the one with the largest torso.
 
-    number: which one to take instead, counted from the left, starting at 1.
+    number: which one of several to take instead, counted from the left, starting at 1.
     """
     if not people:
         return None, "no person found"
-    if number is not None:
+    if number is not None and len(people) > 1:
         if number > len(people):
             return None, f"expected a person {number} from the left, found {len(people)}"
         joints = from_left(people)[number - 1]
-        return (joints, None) if has_torso(joints) else (None, "hips or shoulders not seen")
-    usable = [joints for joints in people if has_torso(joints)]
+        return (joints, None) if is_usable(joints) else (None, "hips or shoulders not seen")
+    usable = [joints for joints in people if is_usable(joints)]
     if not usable:
         return None, "hips or shoulders not seen"
     return max(usable, key=torso_length), None

@@ -19,8 +19,8 @@ from common.names import numbered
 from dataset.boxes import body, box_around, cut_box, shares_of
 from dataset.builder import in_parallel
 from dataset.index import Index, read_image
-from dataset.photos import EXTENSIONS
-from dataset.poses import Estimator, choose, find_people, openpose_beside, read_openpose
+from dataset.photos import EXTENSIONS, TO_CONVERT
+from dataset.poses import Estimator, choose, openpose_beside, people_beside, read_openpose
 from dataset.videos import DEFAULT_FPS, READERS, Video, find_in_video, is_video, poses_over_time
 
 MAX_CHOSEN = 100000
@@ -99,11 +99,17 @@ class Finder:
     def _select(self, items, pictures):
         members, fps = [], None
         for item in items:
+            # Before a video is looked through, which may take minutes.
+            if os.path.isfile(item) and (is_video(item) or item.lower().endswith(".json")):
+                if pictures:
+                    raise UserError(f"{shown(item)}: expected a picture, found poses alone, which have no appearance")
+                if len(items) > 1 and is_video(item):
+                    raise UserError(f"{shown(item)}: expected no other items beside a video")
             found, fps = self._find(item)
-            if fps is not None and len(items) > 1:
-                raise UserError(f"{shown(item)}: expected no other items beside a video")
             if pictures and not all(member.load for member in found):
-                raise UserError(f"{shown(item)}: expected a picture, found poses alone, which have no appearance")
+                raise UserError(f"{shown(item)}: expected pictures, found poses alone, which have no appearance")
+            if fps is not None and len(items) > 1:
+                raise UserError(f"{shown(item)}: expected no other items beside the frames of a video")
             members += found
         if len(members) > MAX_CHOSEN:
             raise UserError(f"expected at most {MAX_CHOSEN} images, found {len(members)}")
@@ -132,13 +138,15 @@ class Finder:
                 return found, None
         if os.path.isdir(path):
             return self._folder(path)
+        if not os.path.isfile(path):
+            raise UserError(f"{shown(path, 1000)}: expected a file or folder, found a device or a pipe")
         if is_video(path):
             return self._video(path)
         if path.lower().endswith(".json"):
             return self._json_files([path])
         photo, why = self._photo(path)
         if why:
-            raise UserError(why if path in why else f"{shown(path, 1000)}: {why}")
+            raise UserError(f"{shown(path, 1000)}: {why}")
         return [photo], None
 
     def _data_set(self, path):
@@ -152,43 +160,61 @@ class Finder:
         """(Member, None), or (None, why the photo cannot be used). Raises UserError where nothing finds joints."""
         try:
             image = read_image(path)
+            people = people_beside(path, image.size)
         except UserError as error:
             known = EXTENSIONS + tuple(sorted(READERS)) + (".json",)
             hint = "" if path.lower().endswith(known) else f" (known are {' '.join(known)})"
-            return None, f"{error}{hint}"
-        people = find_people(path, image, self._estimator)
+            why = str(error)
+            prefix = f"{shown(path, 1000)}: "  # of read_image
+            return None, (why[len(prefix):] if why.startswith(prefix) else why) + hint
+        if people is None:
+            people = self._estimator(image)
+        else:
+            self._note(path, f"joints of {openpose_beside(path)}")
         joints, why = choose(people, self.person)
         if why:
             return None, why
-        if openpose_beside(path):
-            self.notes.append(f"{path}: joints of {openpose_beside(path)}")
         self._note_several(path, people)
         box = box_around(body(joints), *image.size, aspect=self._aspect())
         return Member(path, shares_of(joints, box), functools.partial(_load_box, path, box), True), None
 
+    def _note(self, path, what):
+        self.notes.append(f"{shown(path, 1000)}: {shown(what, 1000)}")
+
     def _note_several(self, path, people):
         if len(people) > 1 and self.person is None:
-            self.notes.append(f"{path}: {len(people)} people; the one with the largest torso is taken, --person "
-                              "chooses another")
+            self._note(path, f"{len(people)} people; the one with the largest torso is taken, --person chooses another")
 
     def _folder(self, folder):
         """The photos of a folder or, where there are none, its JSON files."""
-        paths = [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if not name.startswith(".")]
-        photos = [path for path in paths if path.lower().endswith(EXTENSIONS) and os.path.isfile(path)]
+        try:
+            names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+        except OSError as error:
+            raise UserError(f"{shown(folder, 1000)}: cannot be read: {error.strerror}")
+        paths = [path for path in (os.path.join(folder, name) for name in names) if os.path.isfile(path)]
+        for path in paths:
+            if path.lower().endswith(TO_CONVERT):
+                self._note(path, "left out: of another kind than JPEG and PNG; convert it")
+        photos = [path for path in paths if path.lower().endswith(EXTENSIONS)]
         if photos:
-            found = list(zip(photos, in_parallel(self._photo, photos)))
-            for path, (_, why) in found:
-                if why:
-                    self.notes.append(f"left out: {path}: {why}")
-            members = [photo for _, (photo, _) in found if photo]
-            if not members:
-                raise UserError(f"{shown(folder, 1000)}: no photo in it can be used: {found[0][0]}: {found[0][1][1]}")
-            return members, None
-        files = [path for path in paths if path.lower().endswith(".json") and os.path.isfile(path)]
+            return self._photos(folder, photos), None
+        files = [path for path in paths if path.lower().endswith(".json")]
         if not files:
-            raise UserError(f"{shown(folder, 1000)}: expected a folder with photos, OpenPose's JSON files or an "
-                            "index.p")
+            raise UserError(f"{shown(folder, 1000)}: expected a folder with photos ({' '.join(EXTENSIONS)}), "
+                            "OpenPose's JSON files or an index.p")
         return self._json_files(files)
+
+    def _photos(self, folder, paths):
+        """The Members of a folder's photos, but for those that cannot be used, which are noted."""
+        found = list(zip(paths, in_parallel(self._photo, paths)))
+        for path, (_, why) in found:
+            if why:
+                self._note(path, f"left out: {why}")
+        members = [photo for _, (photo, _) in found if photo]
+        if not members:
+            path, (_, why) = found[0]
+            raise UserError(f"{shown(folder, 1000)}: no photo in it can be used: {shown(path, 1000)}: {why}")
+        return members
 
     def _json_files(self, paths):
         """A pose of each JSON file, or the frames of a video that OpenPose wrote down in one file or in a file each."""
@@ -205,7 +231,7 @@ class Finder:
                 if why and len(paths) == 1:
                     raise UserError(f"{shown(path, 1000)}: {why}")
                 if why:
-                    self.notes.append(f"left out: {path}: {why}")
+                    self._note(path, f"left out: {why}")
                     continue
                 self._note_several(path, people)
                 box = box_around(body(joints), aspect=self._aspect())
@@ -219,6 +245,8 @@ class Finder:
         video = Video(path)
         with progress_bar(total=video.n_frames, unit="frame", desc="poses") as bar:
             frames = find_in_video(video, self._estimator, bar)
+        if len(frames) < 0.9 * video.n_frames - 1:
+            self._note(path, f"only {len(frames)} of about {video.n_frames} frames can be read")
         return self._over_time(path, frames, video.fps)
 
     def _over_time(self, path, people_of_frames, fps):
@@ -229,7 +257,8 @@ class Finder:
             raise UserError(f"{shown(path, 1000)}: {error}")
         first = next((people for people in people_of_frames if people), [])
         self._note_several(f"{path}, where somebody is seen first", first)
-        self.notes += [f"{path}: {note}" for note in notes]
+        for note in notes:
+            self._note(path, note)
         stem = os.path.splitext(path)[0]
         return [Member(f"{stem}_{i:05}.png", pose, None, True) for i, pose in enumerate(joints)], fps
 
@@ -239,7 +268,9 @@ def _load_box(path, box, size):
 
 
 def _is_below(path, folder):
-    return os.path.join(os.path.realpath(path), "").startswith(os.path.join(os.path.realpath(folder), ""))
+    """Whether a path lies in a folder, as it is written or with links followed."""
+    return any(os.path.join(resolved(path), "").startswith(os.path.join(resolved(folder), ""))
+               for resolved in (os.path.abspath, os.path.realpath))
 
 
 # ---------------------------------------------------------------------------------------------- images of a data set
@@ -269,9 +300,10 @@ class _DataSet:
 
     def find_path(self, item):
         """The images that a file or folder holds, by its path from the working directory; none where it holds none."""
-        path = os.path.relpath(os.path.realpath(item), os.path.realpath(self.index.folder))
-        if path in self.by_path:
-            return self._one(item, self.by_path[path])
+        for resolved in (os.path.abspath, os.path.realpath):
+            path = os.path.relpath(resolved(item), resolved(self.index.folder))
+            if path in self.by_path:
+                return self._one(item, self.by_path[path])
         numbers = self._below(item)
         return self._usable(item, numbers) if numbers else []
 

@@ -8,9 +8,9 @@ from PIL import Image
 
 from common.errors import UserError, reason, shown
 from common.threads import read_ahead
-from dataset.boxes import body, box_around, has_torso, shares_of, torso_length
+from dataset.boxes import body, box_around, shares_of, torso_length
 from dataset.index import MAX_PIXELS, TORSO, J
-from dataset.poses import MAX_SIDE, choose
+from dataset.poses import MAX_SIDE, choose, is_usable
 
 # ffmpeg's reader for each extension. Named, so that no file is read as what it only pretends not to be, such as a
 # playlist that sends ffmpeg to other files or to the network.
@@ -44,6 +44,8 @@ class Video:
         width, height = about["source_size"]
         if width * height > MAX_PIXELS:
             raise self._unreadable(f"expected at most {MAX_PIXELS} pixels, found {width} x {height}")
+        if self.n_frames > MAX_FRAMES:
+            raise self._unreadable(f"expected at most {MAX_FRAMES} frames, found {self.n_frames}")
 
     def __iter__(self):
         # Phones film at varying rates; this makes frames at a steady one.
@@ -52,8 +54,8 @@ class Video:
             width, height = frames.about["size"]
             count = 0
             for count, frame in enumerate(frames, 1):
-                if count > MAX_FRAMES:
-                    raise UserError(f"{shown(self.path, 1000)}: expected at most {MAX_FRAMES} frames, found more")
+                if count > MAX_FRAMES:  # it said less
+                    raise self._unreadable(f"expected at most {MAX_FRAMES} frames, found more")
                 yield np.frombuffer(frame, np.uint8).reshape(height, width, 3)
             if not count:
                 raise self._unreadable("there is no frame in it")
@@ -126,6 +128,9 @@ def poses_over_time(people_of_frames, fps, *, aspect, person=None):
     any with hips and shoulders: the one with the largest torso or number `person` from the left. The box, of this
     aspect, holds all poses: one for each frame would make the person swim. Raises UserError if there is nobody.
     """
+    most = max(map(len, people_of_frames))
+    if person is not None and person > most:
+        raise UserError(f"expected a person {person} from the left, found at most {most} in one frame")
     followed = follow(people_of_frames, fps, person)
     joints = smooth(bridge(followed, fps), fps)
     seen = np.isfinite(joints[:, TORSO_NUMBERS]).all(axis=(1, 2))
@@ -165,9 +170,9 @@ def follow(people_of_frames, fps, person=None):
     joints = np.full((len(people_of_frames), len(J), 2), np.nan)
     last, when = None, 0
     for i, people in enumerate(people_of_frames):
-        usable = [candidate for candidate in people if has_torso(candidate)]
+        usable = [candidate for candidate in people if is_usable(candidate)]
         if last is None:
-            found = choose(people, person)[0]
+            found = choose(people, person)[0] if len(people) >= (person or 1) else None
         else:
             found = min(usable, key=lambda candidate: _distance(candidate, last), default=None)
             is_near = found is not None and _distance(found, last) <= MAX_STEP

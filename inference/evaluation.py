@@ -295,8 +295,7 @@ def report_toy_mixes(config, index, run, *, renderer):
         pictures = renderer.render(latents, sticks)
         if part is None:
             return pictures
-        of_others = render(None, others, others, poses)
-        return composite(pictures, of_others, joints, part_numbers(part))
+        return composite(pictures, [(part_numbers(part), render(None, others, others, poses))], joints)
 
     try:
         errors = toy.mix_errors(render, index.extra["person"], index.usable("test"), index.extra["toy_seed"])

@@ -6,6 +6,7 @@ graph could read and write files.
 """
 import collections
 import contextlib
+import glob
 import gzip
 import hashlib
 import io
@@ -56,6 +57,11 @@ class Network(collections.namedtuple("Network", "name prefix folder")):
         if not os.path.isfile(path):
             raise UserError(f"--config is needed: {self.name} is not in a run folder, which has a config.yaml")
         return os.path.relpath(path)
+
+    def config_name(self):
+        """What messages call its config."""
+        in_archive = not os.path.exists(os.path.join(self.name, "config.yaml")) and self.name != self.prefix
+        return f"{shown(self.name, 1000)}: config.yaml" if in_archive else None
 
     def checkpoint(self):
         """Its Checkpoint. Raises UserError."""
@@ -111,6 +117,11 @@ def _fetch(name):
     if fragment and not expected:
         raise UserError(f"--checkpoint: {shown(name, 1000)}: expected #sha256= and 64 hexadecimal digits")
     path = download(url, expected and expected.group(1).lower())
+    try:
+        _open_archive(path).__exit__()
+    except Exception as error:  # a page that asks for a password, say; not to be found in the cache again
+        os.remove(path)
+        raise UserError(f"{shown(url, 1000)}: {reason(error)}")
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         for chunk in iter(lambda: file.read(2**20), b""):
@@ -130,8 +141,8 @@ def unpack(path, folder, name):
         with _open_archive(path) as archive:
             files = archive.files()
             prefix = _choose_prefix(files)
-            home = os.path.dirname(os.path.dirname(prefix))
-            home = "" if prefix == VARIABLES else os.path.join(home, "") if home else ""
+            levels = VARIABLES.count("/") + 1 if is_exported(prefix) else 2
+            home = "".join(f"{folder}/" for folder in prefix.split("/")[:-levels])
             wanted = {file: f"checkpoints/network{file[len(prefix):]}" for file in files
                       if re.fullmatch(re.escape(prefix) + r"\.(index|data-\d{5}-of-\d{5})", file)}
             wanted.update({home + file: file for file in ("config.yaml", DETAILS) if home + file in files})
@@ -223,9 +234,11 @@ class _Bounded:
 
 def _choose_prefix(files):
     """The prefix of the checkpoint among the names of files: a network file's, the newest of a run, or the only one."""
-    prefixes = [file[:-len(".index")] for file in files if file.endswith(".index")]
-    if VARIABLES in prefixes:
-        return VARIABLES
+    prefixes = [file[:-len(".index")] for file in files
+                if file.endswith(".index") and not file.startswith("__MACOSX/")]
+    exported = [prefix for prefix in prefixes if is_exported(prefix)]
+    if len(exported) == 1:
+        return exported[0]
     steps = {prefix: re.search(r"(?:^|/)model\.ckpt-(\d{1,12})$", prefix) for prefix in prefixes}
     numbered = [prefix for prefix in prefixes if steps[prefix]]
     if numbered:
@@ -233,6 +246,11 @@ def _choose_prefix(files):
     if len(prefixes) != 1:
         raise UserError(f"expected one checkpoint in it, an .index file, found {len(prefixes)}")
     return prefixes[0]
+
+
+def is_exported(prefix):
+    """Whether a checkpoint's prefix in an archive is that of a network file."""
+    return prefix == VARIABLES or prefix.endswith("/" + VARIABLES)
 
 
 def _check_sizes(sizes, archive_size):
@@ -259,44 +277,50 @@ def export(options, config):
     """Writes the network as one file, options.out; nothing of the data set is in it."""
     if os.path.exists(options.out):
         raise UserError(f"--out: {options.out}: is there already; expected a new file")
+    if not os.path.isdir(os.path.dirname(os.path.abspath(options.out))):
+        raise UserError(f"--out: {options.out}: there is no such folder")
     metrics = _read_metrics(options.metrics) if options.metrics else None
-    checkpoint = options.network.checkpoint()
+    checkpoint, aspect = options.network.checkpoint(), options.network.aspect(config)
     part = options.out + ".part"
-    with tempfile.TemporaryDirectory(prefix="vunet-") as folder:
-        step, samples = _write_saved_model(config, checkpoint, os.path.join(folder, "saved_model"))
-        details = {"aspect": round(options.network.aspect(config), 4), "step": step,
-                   "tensorflow": tf.__version__, "spatial_size": config["spatial_size"]}
-        texts = {"config.yaml": dump_config(config), DETAILS: json.dumps(details, indent=2),
-                 "README.md": readme(config)}
-        if metrics is not None:
-            texts["metrics.json"] = metrics
-        try:
+    try:
+        with tempfile.TemporaryDirectory(prefix="vunet-") as folder:
+            step, samples = _write_saved_model(config, checkpoint, os.path.join(folder, "saved_model"))
+            details = {"aspect": round(aspect, 4), "step": step, "tensorflow": tf.__version__}
+            contents = {"config.yaml": dump_config(without_paths(config)), DETAILS: json.dumps(details, indent=2),
+                        "README.md": readme(config), "samples.png": samples}
+            if metrics is not None:
+                contents["metrics.json"] = metrics
             with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
-                for name, text in texts.items():
-                    archive.writestr(name, text)
-                archive.writestr("samples.png", samples)
-                for base, _, names in sorted(os.walk(os.path.join(folder, "saved_model"))):
-                    for name in sorted(names):
-                        path = os.path.join(base, name)
-                        archive.write(path, os.path.relpath(path, folder))
-            os.replace(part, options.out)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                os.remove(part)
-            raise UserError(f"--out: {options.out}: cannot be written: {reason(error)}")
+                for name, content in contents.items():
+                    archive.writestr(name, content)
+                for name in sorted(glob.glob(os.path.join(folder, "saved_model", "**", "*.*"), recursive=True)):
+                    archive.write(name, os.path.relpath(name, folder))
+        os.replace(part, options.out)
+    except (OSError, tf.errors.OpError) as error:
+        raise UserError(f"--out: {options.out}: cannot be written: {reason(error)}")
+    finally:
+        with contextlib.suppress(OSError):
+            os.remove(part)
     print(f"{options.out}: the network of step {step}, {os.path.getsize(options.out) / 2**20:.1f} MB")
 
 
+def without_paths(config):
+    """The config without what its paths say of the machine that it was trained on."""
+    return {key: "/".join(value.split(os.sep)[-2:]) if key in ("data_index", "vgg_weights") and os.path.isabs(value)
+            else value for key, value in config.items()}
+
+
 def _read_metrics(path):
-    """The text of a metrics.json, as evaluate writes it. Raises UserError."""
+    """The figures of a metrics.json, as evaluate writes it, as JSON; no names of images. Raises UserError."""
     try:
         with open(path, encoding="utf-8") as file:
-            text = file.read()
-        if not isinstance(json.loads(text), dict):
+            metrics = json.load(file)
+        if not isinstance(metrics, dict):
             raise ValueError("expected an object, as evaluate writes it")
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"--metrics: {shown(path, 1000)}: cannot be read: {reason(error)}")
-    return text
+    return json.dumps({key: value for key, value in metrics.items()
+                       if key not in ("left_out", "config", "data_index", "checkpoint")}, indent=2)
 
 
 def _write_saved_model(config, checkpoint, folder):

@@ -1,5 +1,6 @@
 """Pictures from a trained network: the modes transfer, test and animate."""
 import contextlib
+import os
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -7,10 +8,11 @@ from PIL import Image
 
 from batches import BatchOrder, Loader, stick_figure
 from common.console import progress_bar
-from common.errors import UserError
+from common.errors import UserError, shown
 from common.machine import make_session
 from dataset.index import MAX_PIXELS, Index, is_visible
 from dataset.selection import Finder, Selection, from_index
+from dataset.videos import is_video
 from inference.mixing import read_mix
 from inference.movies import write_gif, write_mp4
 from training.checkpoints import CheckpointSaver
@@ -21,6 +23,7 @@ DEFAULT_BATCHES = 10
 DEFAULT_FPS = 25
 DEFAULT_SECONDS_PER_POSE = 0.5
 MAX_FRAMES = 100000
+MAX_GIF_FPS = 50.0  # browsers slow down frames of less than 20 ms
 
 
 @contextlib.contextmanager
@@ -70,7 +73,7 @@ class LateRun:
         """The Run; its log says which checkpoint its pictures are from."""
         if self._run is None:
             self._run = Run(self._options.log_dir, self._config)
-            self._run.log(f"{self._what} from {self._options.network.name}")
+            self._run.log(f"{self._what} from {shown(self._options.network.name, 1000)}")
             for note in self._notes:
                 self._run.say(note)
         return self._run
@@ -95,8 +98,8 @@ def open_finder(options, config):
 def transfer(options, config):
     """Saves grids of people in poses, and their cells: those that were chosen, or batches of the test split."""
     with open_finder(options, config) as finder:
-        jobs = transfer_jobs(options, config, finder)
         mix = read_mix(options.mix, finder, config)
+        jobs = transfer_jobs(options, config, finder)
     shape = output_shape(options, config, [selection for job in jobs for selection in job])
     n_pictures = sum(len(people) * len(poses) for people, poses in jobs)
     with restored(options, config) as renderer, LateRun(options, config, "transfer", finder.notes) as late, \
@@ -226,11 +229,13 @@ def sample(options, config):
 
 def animate(options, config):
     """Saves people in a sequence of poses as animation.gif and animation.mp4: source, stick figure, result."""
+    if any(os.path.isfile(item) and is_video(item) for item in options.pose):  # before it is looked through
+        refuse_pace(options, "fps", "seconds_per_pose")
     size = config["spatial_size"]
     with open_finder(options, config) as finder:
         people = finder.select(options.appearance, "--appearance", pictures=True)
-        poses = finder.select(options.pose, "--pose")
         mix = read_mix(options.mix, finder, config)
+        poses = finder.select(options.pose, "--pose")
     joints, fps = poses_in_motion(options, poses)
     width, height = shape = output_shape(options, config, [people, poses])
     has_gif = len(joints) * 3 * size**2 <= MAX_PIXELS  # all of a GIF is held
@@ -247,7 +252,8 @@ def animate(options, config):
                 yield frame
         write_mp4(run.path("animation.mp4"), frames(), fps, (3 * width, height))
         if has_gif:
-            write_gif(run.path("animation.gif"), of_gif, fps)
+            step = int(np.ceil(fps / MAX_GIF_FPS))
+            write_gif(run.path("animation.gif"), of_gif[::step], fps / step)
         else:
             run.say(f"animation.gif is left out: of {len(joints)} frames it would be too large")
         run.say(f"{len(joints)} frames: {run.path('animation.mp4')}")
@@ -257,10 +263,8 @@ def poses_in_motion(options, poses):
     """(joints (n, 15, 2) of n frames, frames per second) of an animation through poses, a Selection."""
     seconds = options.seconds_per_pose or DEFAULT_SECONDS_PER_POSE
     if poses.fps is not None:
-        for name in ("fps", "seconds_per_pose"):
-            if getattr(options, name):
-                raise UserError(f"--{name}: expected none beside a video, whose frame rate and length are kept")
-        return poses.joints, poses.fps
+        refuse_pace(options, "seconds_per_pose")
+        return poses.joints, options.fps or poses.fps  # a video allows no --fps; JSON files do not know theirs
     fps = options.fps or DEFAULT_FPS
     steps = max(1, int(round(fps * seconds)))
     n_frames = steps * max(1, len(poses) - 1) + (len(poses) > 1)
@@ -269,6 +273,13 @@ def poses_in_motion(options, poses):
     if len(poses) == 1:  # it holds still
         return np.repeat(poses.joints, n_frames, axis=0), fps
     return interpolate(poses.joints, steps), fps
+
+
+def refuse_pace(options, *names):
+    """Raises UserError where one of these options is given."""
+    for name in names:
+        if getattr(options, name):
+            raise UserError(f"--{name}: expected none beside a video, whose pace is kept")
 
 
 class Change:

@@ -63,9 +63,9 @@ def transfer(checkpoint, log_dir, *options):
 
 # ---------------------------------------------------------------------------------------------- export
 
-def test_a_network_file_renders_what_its_run_renders(trained, exported, tmp_path):
+def test_a_network_file_renders_what_its_run_renders(trained, exported, toy, tmp_path):
     for name, checkpoint in (("run", trained[0]), ("file", exported)):
-        assert transfer(checkpoint, tmp_path / name, "--appearance", 0, "--pose", "1-3") == 0
+        assert transfer(checkpoint, tmp_path / name, "--appearance", f"{toy}:0", "--pose", f"{toy}:1-3") == 0
     of_run, of_file = pictures_of(tmp_path / "run"), pictures_of(tmp_path / "file")
     assert len(of_run) == 3 and of_run.keys() == of_file.keys()
     for name in of_run:
@@ -85,13 +85,15 @@ def test_a_network_file_holds_the_weights_once_and_no_moments(trained, exported)
     with open_network(str(exported)) as network:
         checkpoint = network.checkpoint()
         assert not checkpoint.has_moments() and checkpoint.step() == 4 and network.aspect({}) == 1.0
-        assert load_config(network.config_path()) == load_config(trained[1])
+        config = load_config(network.config_path())
+        assert config["data_index"] == "toy0/index.p"  # nothing of this machine's folders
+        assert dict(config, data_index="") == dict(load_config(trained[1]), data_index="")
     of_run = tf.train.NewCheckpointReader(find_checkpoint(str(trained[0]))).get_variable_to_shape_map()
     assert set(checkpoint.shapes) == {name for name in of_run if name.endswith(("/V", "/g", "/b"))} | {"global_step"}
 
 
 def test_metrics_go_into_the_file_and_nothing_is_replaced(trained, tmp_path, capsys):
-    (tmp_path / "metrics.json").write_text('{"reconstruction": {"ssim": 0.5}}')
+    (tmp_path / "metrics.json").write_text('{"reconstruction": {"ssim": 0.5}, "left_out": ["me.jpg"]}')
     out = tmp_path / "a.zip"
     export = functools.partial(exit_code, main, "--mode", "export", "--checkpoint", trained[0], "--out", out)
     (tmp_path / "bad.json").write_text("[")
@@ -99,7 +101,7 @@ def test_metrics_go_into_the_file_and_nothing_is_replaced(trained, tmp_path, cap
     assert "--metrics: " in capsys.readouterr().err
     assert export("--metrics", tmp_path / "metrics.json") == 0
     with zipfile.ZipFile(str(out)) as archive:
-        assert json.loads(archive.read("metrics.json").decode())["reconstruction"]["ssim"] == 0.5
+        assert json.loads(archive.read("metrics.json").decode()) == {"reconstruction": {"ssim": 0.5}}
     content = out.read_bytes()
     assert export() == 2 and "is there already" in capsys.readouterr().err and out.read_bytes() == content
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zip", "bad.json", "metrics.json"]
@@ -230,13 +232,40 @@ def test_a_network_comes_from_a_url_once_and_its_sum_is_checked(exported, server
             assert network.checkpoint().step() == 4
         assert f"{url}: SHA-256 {digest}, kept as" in capsys.readouterr().out
     os.remove(str(tmp_path / "served" / "a.zip"))
+    (tmp_path / "served" / "page.zip").write_text("<html>log in</html>")
     with open_network(url) as network:  # from the cache
         assert network.checkpoint().step() == 4
     for bad, words in ((f"{server}/none.zip", "404"), (url + "#sha256=12", "expected #sha256= and 64"),
-                       (url + "#sha256=" + 64 * "0", "404|does not match"), ("http://127.0.0.1:9/a.zip", "reached")):
+                       (url + "#sha256=" + 64 * "0", "404|does not match"), ("http://127.0.0.1:9/a.zip", "reached"),
+                       (f"{server}/page.zip", "expected a checkpoint, a run folder, or a .zip")):
         with pytest.raises(UserError, match=words) as error, open_network(bad):
             pass
         assert "\n" not in str(error.value)
+    (tmp_path / "served" / "page.zip").write_bytes(content)
+    with open_network(f"{server}/page.zip") as network:  # the page was not kept
+        assert network.checkpoint().step() == 4
+
+
+def test_a_network_file_that_was_packed_again_is_known(exported, tmp_path):
+    with zipfile.ZipFile(str(exported)) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    again = {f"small/{name}": content for name, content in contents.items()}
+    again["__MACOSX/small/saved_model/variables/._variables.index"] = b"x"
+    make_zip(tmp_path / "again.zip", again)
+    with open_network(str(tmp_path / "again.zip")) as network:
+        assert network.checkpoint().step() == 4 and os.path.exists(network.config_path())
+
+
+def test_faults_of_an_archive_name_the_archive(exported, tmp_path, capsys):
+    with zipfile.ZipFile(str(exported)) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    make_zip(tmp_path / "odd.zip", dict(contents, **{"config.yaml": b"speed: 3"}))
+    assert transfer(tmp_path / "odd.zip", tmp_path / "log") == 2
+    assert f"error: {tmp_path / 'odd.zip'}: config.yaml: " in capsys.readouterr().err
+    make_zip(tmp_path / "wide.zip", dict(contents, **{"network.json": b"{}"}))
+    save_person(tmp_path / "me.png", 20, 20)
+    assert transfer(tmp_path / "wide.zip", tmp_path / "log", "--appearance", tmp_path / "me.png", "--pose", 0) == 2
+    assert f"{tmp_path / 'wide.zip'}: network.json: cannot be read" in capsys.readouterr().err
 
 
 def make_zip(path, files, compression=zipfile.ZIP_DEFLATED):

@@ -11,7 +11,7 @@ from helpers import ROOT, beside, openpose_points, save_openpose, standing
 from common.errors import UserError
 from dataset import poses
 from dataset.index import JOINTS, J, read_image
-from dataset.poses import Estimator, choose, find_people, read_openpose
+from dataset.poses import Estimator, choose, people_beside, read_openpose
 
 SHARED = os.path.join(os.path.dirname(ROOT), "shared", "data")
 MODEL = os.environ.get(poses.MODEL_VARIABLE) or os.path.join(SHARED, "pose_landmarker_full.task")
@@ -69,6 +69,7 @@ def test_points_that_nobody_saw_are_missing(tmp_path):
     (json.dumps({"people": [{"pose_keypoints_2d": 53 * [1] + ["x"]}]}), "expected numbers, found x"),
     (json.dumps({"people": [{"pose_keypoints_2d": 53 * [1] + [1e30]}]}), "expected numbers, found 1e"),
     ('{"people": [{"pose_keypoints_2d": [' + 53 * "1, " + "NaN]}]}", "expected numbers, found nan"),
+    ('{"people": [{"pose_keypoints_2d": [' + 53 * "1, " + 400 * "9" + "]}]}", "expected numbers, found 9"),
     ('{"people": [{"pose_keypoints_2d": [' + 53 * "1, " + 5000 * "9" + "]}]}", "expected numbers|is not JSON")])
 def test_json_files_that_are_none_of_openposes_are_refused(tmp_path, content, words):
     path = tmp_path / "a.json"
@@ -79,11 +80,12 @@ def test_json_files_that_are_none_of_openposes_are_refused(tmp_path, content, wo
 
 
 def test_a_file_beside_the_photo_spares_the_pose_model(tmp_path):
-    from PIL import Image
-    image = Image.new("RGB", (100, 200))
     save_openpose(tmp_path / "me_keypoints.json", in_pixels(standing()))
-    people = find_people(str(tmp_path / "me.jpg"), image, None)
+    people = people_beside(str(tmp_path / "me.jpg"), (100, 200))
     np.testing.assert_allclose(people[0], in_pixels(standing()))
+    assert people_beside(str(tmp_path / "you.jpg"), (100, 200)) is None
+    (small,) = people_beside(str(tmp_path / "me.jpg"), (50, 100))  # joints that are outside of it are not seen
+    assert (small[J["lankle"]] == -1).all() and (small[J["reye"]] > 0).all()
 
 
 # ---------------------------------------------------------------------------------------------- whom to take
@@ -98,6 +100,8 @@ def test_the_largest_torso_is_taken_or_a_number_from_the_left():
     assert choose([hidden, left])[0] is left
     assert choose([left, hidden], 1) == (None, "hips or shoulders not seen")
     assert "expected a person 3 from the left, found 2" in choose([left, right], 3)[1]
+    assert choose([left], 3)[0] is left  # of one person in a photo there is no choice
+    assert choose([np.where(left < 0, -1, 7.0)]) == (None, "hips or shoulders not seen")
 
 
 # ---------------------------------------------------------------------------------------------- the pose model

@@ -39,10 +39,11 @@ def test_chosen_people_in_chosen_poses(trained, toy, tmp_path):
 @pytest.mark.parametrize("options, words", [
     (["--mode", "transfer", "--appearance", "none"], "--appearance: none: expected a file, a folder, or an image of"),
     (["--mode", "animate", "--appearance", "pose.json", "--pose", "0-2"], "pose.json: expected a picture, found poses"),
-    (["--mode", "transfer", "--appearance", "0", "--mix", "tail=1"], "--mix: tail=1: expected PART=IMAGE, PART one of"),
-    (["--mode", "transfer", "--appearance", "0", "--mix", "arms=1", "left_upper_arm=2"], "gives this part already"),
+    (["--mode", "transfer", "--appearance", "0", "--mix", "arms=1", "left_upper_arm=2"], "left upper arm already"),
     (["--mode", "transfer", "--appearance", "0", "--mix", "arms=0-1"], "expected one image, found 2"),
-    (["--mode", "animate", "--appearance", "0", "--pose", "dance.json", "--fps", "5"], "--fps: expected none beside")])
+    (["--mode", "animate", "--appearance", "0", "--pose", "dance.json", "--seconds_per_pose", "5"],
+     "--seconds_per_pose: expected none beside"),
+    (["--mode", "transfer", "--appearance", "0", "--pose", "dance.json", "1"], "expected no other items beside")])
 def test_bad_choices_leave_no_run_folder(trained, tmp_path, capsys, monkeypatch, options, words):
     monkeypatch.chdir(tmp_path)
     save_openpose(tmp_path / "pose.json", standing())

@@ -7,7 +7,7 @@ import re
 
 import tensorflow.compat.v1 as tf
 
-from common.errors import UserError, reason
+from common.errors import UserError, reason, shown
 
 KEPT = 5
 # What TensorFlow's readers raise on damaged files, differently by version.
@@ -26,7 +26,10 @@ def find_checkpoint(path):
         raise UserError(f"--checkpoint: there is no checkpoint {path}; expected a prefix such as "
                         "RUN/checkpoints/model.ckpt-1000, a folder of checkpoints, a run folder or a network file")
     for folder in (path, os.path.join(path, "checkpoints")):
-        names = os.listdir(folder) if os.path.isdir(folder) else []
+        try:
+            names = os.listdir(folder) if os.path.isdir(folder) else []
+        except OSError as error:
+            raise UserError(f"--checkpoint: {folder}: cannot be read: {error.strerror}")
         found = [re.fullmatch(r"model\.ckpt-(\d+)\.index", name) for name in names]
         steps = [int(match.group(1)) for match in found if match]
         if steps:
@@ -54,9 +57,12 @@ class Checkpoint:
         if "global_step" not in self.shapes:
             raise UserError(f"{self.name}: has no global_step; expected a checkpoint of training")
         try:
-            return int(self._reader.get_tensor("global_step"))
+            step = self._reader.get_tensor("global_step")
         except _READ_ERRORS as error:
             raise self.unreadable(error)
+        if step.shape or step.dtype.kind not in "iu" or not 0 <= step < 2**31:
+            raise UserError(f"{self.name}: global_step: expected a whole number, found {shown(step)}")
+        return int(step)
 
     def has_moments(self):
         """Whether a training can go on from it; a network file holds no moments of Adam."""

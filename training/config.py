@@ -73,28 +73,29 @@ KEYS = {
 }
 
 
-def load_config(path, settings=None):
+def load_config(path, settings=None, name=None):
     """The config at `path` as a dict with every key of KEYS. Raises UserError with one line on the first fault.
 
-    settings: {key: value} of --set, which replace what the file says.
+    settings: {key: value} of --set, which replace what the file says. name: what messages call the file.
     """
+    name = name or path
     if not os.path.isfile(path):
         raise UserError(f"--config: there is no file {path}")
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read(MAX_LENGTH + 1)
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {reason(error)}")
+        raise UserError(f"{name}: cannot be read: {reason(error)}")
     if len(text) > MAX_LENGTH:
-        raise UserError(f"{path}: expected a config, of at most {MAX_LENGTH} characters, found more")
+        raise UserError(f"{name}: expected a config, of at most {MAX_LENGTH} characters, found more")
     try:
         given = yaml.load(text, Loader=_Loader)
     except Exception as error:  # besides its own, PyYAML lets out what Python raises on odd scalars
-        raise UserError(f"{path}: is not YAML: {reason(error)}")
+        raise UserError(f"{name}: is not YAML: {reason(error)}")
     if not isinstance(given, dict):
         found = "nothing" if given is None else type(given).__name__
-        raise UserError(f"{path}: expected a mapping of keys to values, found {found}")
-    return check_config(path, given, settings or {})
+        raise UserError(f"{name}: expected a mapping of keys to values, found {found}")
+    return check_config(name, given, settings or {})
 
 
 def setting(text):
