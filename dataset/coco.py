@@ -1,11 +1,11 @@
 """People of COCO's person keypoint annotations, as a square crop each."""
 import collections
-import json
 import os
 
 import numpy as np
 
-from common.errors import UserError, reason, shown
+from common.errors import UserError, shown
+from common.files import read_json
 from dataset.boxes import as_jpeg, box_around, cut_box, shares_of
 from dataset.builder import in_parallel, is_pixel
 from dataset.index import is_file_name, leaves_folder, read_image
@@ -36,13 +36,7 @@ def add_people(builder, options):
 
 def read_annotations(path):
     """({photo id: file name}, {photo id: [annotation]}) of a COCO JSON file. Raises UserError."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            data = json.load(file)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}")
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is not JSON: {reason(error)}")
+    data = read_json(path)
     if not isinstance(data, dict) or not all(isinstance(data.get(key), list) for key in ("images", "annotations")):
         raise UserError(f"{path}: expected COCO's person_keypoints_*.json with the lists images and annotations")
     photos, people = {}, collections.defaultdict(list)

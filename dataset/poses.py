@@ -6,7 +6,6 @@
 Joints are (15, 2) float64 in pixels, in the order of JOINTS, -1 where they are not seen. Left and right are the
 person's own.
 """
-import json
 import math
 import os
 import sys
@@ -16,6 +15,7 @@ import numpy as np
 
 from common.console import quiet_stderr
 from common.errors import UserError, reason, shown
+from common.files import read_json
 from dataset.boxes import has_torso, torso_length
 from dataset.index import JOINTS
 
@@ -171,15 +171,7 @@ def read_openpose(path, size=None):
 
     size: (width, height) of the picture that the file belongs to, if there is one. Raises UserError.
     """
-    try:
-        if os.path.getsize(path) > MAX_BYTES:
-            raise UserError(f"{shown(path, 1000)}: expected at most {MAX_BYTES} bytes, found {os.path.getsize(path)}")
-        with open(path, encoding="utf-8-sig") as file:
-            data = json.load(file)
-    except OSError as error:
-        raise UserError(f"{shown(path, 1000)}: cannot be read: {error.strerror}")
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{shown(path, 1000)}: is not JSON: {reason(error)}")
+    data = read_json(path, max_bytes=MAX_BYTES)
     frames = data if isinstance(data, list) else [data]
     if not frames:
         raise UserError(f"{shown(path, 1000)}: expected OpenPose's people, found an empty list")

@@ -24,6 +24,7 @@ from PIL import Image
 from batches import PARTS, stick_figure
 from common.downloads import download
 from common.errors import UserError, reason, shown
+from common.files import read_json
 from common.machine import make_session
 from dataset import toy
 from dataset.index import Index
@@ -79,14 +80,11 @@ class Network(collections.namedtuple("Network", "name prefix folder")):
 
 def read_details(path, name):
     """The dict of a network.json. Raises UserError."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            details = json.loads(file.read(MAX_DETAILS))
-        aspect = details["aspect"]
-        if isinstance(aspect, bool) or not MIN_ASPECT <= aspect <= MAX_ASPECT:
-            raise ValueError(f"aspect: expected a number from {MIN_ASPECT} to {MAX_ASPECT:g}, found {shown(aspect)}")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{name}: cannot be read: {reason(error)}")
+    details = read_json(path, name, MAX_DETAILS)
+    aspect = details.get("aspect") if isinstance(details, dict) else None
+    is_number = isinstance(aspect, (int, float)) and not isinstance(aspect, bool)
+    if not (is_number and MIN_ASPECT <= aspect <= MAX_ASPECT):
+        raise UserError(f"{name}: aspect: expected a number from {MIN_ASPECT} to {MAX_ASPECT:g}, found {shown(aspect)}")
     return details
 
 
@@ -312,13 +310,9 @@ def without_paths(config):
 
 def _read_metrics(path):
     """The figures of a metrics.json, as evaluate writes it, as JSON; no names of images. Raises UserError."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            metrics = json.load(file)
-        if not isinstance(metrics, dict):
-            raise ValueError("expected an object, as evaluate writes it")
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"--metrics: {shown(path, 1000)}: cannot be read: {reason(error)}")
+    metrics = read_json(path, f"--metrics: {shown(path, 1000)}")
+    if not isinstance(metrics, dict):
+        raise UserError(f"--metrics: {shown(path, 1000)}: expected an object, as evaluate writes it")
     return json.dumps({key: value for key, value in metrics.items()
                        if key not in ("left_out", "config", "data_index", "checkpoint")}, indent=2)
 

@@ -10,7 +10,7 @@ PAPER = {"main", "models", "nn", "deeploss", "batches"}
 ROOMS = ("common", "dataset", "training", "inference")
 # A module may import what stands further left in a line that it is in, and all of common.
 ORDER = """
-    common.errors common.console < common.machine common.downloads
+    common.errors common.console < common.machine common.downloads common.files
     dataset.pickles < dataset.index < dataset.boxes < dataset.builder dataset.toy dataset.poses
     dataset.builder dataset.poses < dataset.videos dataset.coco dataset.openpose dataset.photos < dataset.selection
     dataset.index dataset.boxes < dataset.videos dataset.coco dataset.openpose dataset.photos dataset.selection

@@ -265,7 +265,7 @@ def test_faults_of_an_archive_name_the_archive(exported, tmp_path, capsys):
     make_zip(tmp_path / "wide.zip", dict(contents, **{"network.json": b"{}"}))
     save_person(tmp_path / "me.png", 20, 20)
     assert transfer(tmp_path / "wide.zip", tmp_path / "log", "--appearance", tmp_path / "me.png", "--pose", 0) == 2
-    assert f"{tmp_path / 'wide.zip'}: network.json: cannot be read" in capsys.readouterr().err
+    assert f"{tmp_path / 'wide.zip'}: network.json: aspect: expected" in capsys.readouterr().err
 
 
 def make_zip(path, files, compression=zipfile.ZIP_DEFLATED):
@@ -386,5 +386,5 @@ def test_a_photo_is_cut_to_the_aspect_of_the_training_and_rendered_in_it(trained
 def test_a_network_json_that_is_damaged_is_named(tmp_path):
     for content in ("", "[]", "{}", '{"aspect": "wide"}', '{"aspect": 0}', '{"aspect": 1e9}', '{"aspect": NaN}'):
         (tmp_path / "network.json").write_text(content)
-        with pytest.raises(UserError, match="a.zip: network.json: cannot be read"):
+        with pytest.raises(UserError, match="a.zip: network.json: (is not JSON|aspect: expected)"):
             networks.read_details(str(tmp_path / "network.json"), "a.zip: network.json")
