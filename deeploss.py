@@ -62,15 +62,16 @@ class PerceptualLoss:
 
     def __call__(self, target, picture):
         """Terms of the loss between two batches (N, S, S, 3) in [-1, 1]."""
-        return self._terms(target, picture, mean_distance)
+        return weighted_terms(self.features(target), self.features(picture), self.feature_weights, self.gram_weights)
 
-    def per_image(self, target, picture):
-        """The likelihood loss of each picture of a batch, (N,); `__call__` gives their mean."""
-        return self._terms(target, picture, image_distances).likelihood_loss
+    def features(self, images):
+        """Features of images (N, S, S, 3) in [-1, 1], (N, h, w, c) for each feature layer."""
+        return features(images, self.variables, self.layers)
 
-    def _terms(self, target, picture, distance):
-        of_target, of_picture = (features(images, self.variables, self.layers) for images in (target, picture))
-        return weighted_terms(of_target, of_picture, self.feature_weights, self.gram_weights, distance=distance)
+    def per_image(self, of_target, of_picture):
+        """The likelihood loss between two lists of features, of each image (N,); `__call__` gives their mean."""
+        return weighted_terms(of_target, of_picture, self.feature_weights, self.gram_weights,
+                              distance=image_distances).likelihood_loss
 
 
 @tf.custom_gradient

@@ -93,6 +93,10 @@ def parse_options(argv):
     parser.add_argument("--seconds_per_pose", type=number_above_0(3600), metavar="S",
                         help="animate: time from one pose to the next (0.5)")
     parser.add_argument("--save", action="store_true", help="evaluate: save the pictures too")
+    parser.add_argument("--images", type=whole_number(10**9), metavar="N",
+                        help="evaluate: only the first N test images of a fixed shuffle")
+    parser.add_argument("--samples", type=whole_number(10**9), metavar="N",
+                        help="evaluate: for how many poses samples are drawn and compared (500)")
     parser.add_argument("--out", metavar="FILE", help="export: the file to write, such as mine.vunet.zip")
     parser.add_argument("--metrics", metavar="FILE", help="export: evaluate's metrics.json, to go into the file")
     options = parser.parse_args(argv)
@@ -362,11 +366,11 @@ class StopSignal:
 MODES = {"train": train, "evaluate": evaluate, "transfer": transfer, "animate": animate, "test": sample,
          "export": export}
 # Options that not all modes have.
-MODES_OF_OPTIONS = {"retrain": ("train",), "batches": ("transfer", "test"), "appearance": ("transfer", "animate"),
-                    "pose": ("transfer", "animate"), "fps": ("animate",), "seconds_per_pose": ("animate",),
-                    "person": ("transfer", "animate"), "mix": ("transfer", "animate"),
-                    "aspect": ("transfer", "animate"), "save": ("evaluate",), "out": ("export",),
-                    "metrics": ("export",)}
+MODES_OF_OPTIONS = {
+    "retrain": ("train",), "batches": ("transfer", "test"), "appearance": ("transfer", "animate"),
+    "pose": ("transfer", "animate"), "person": ("transfer", "animate"), "mix": ("transfer", "animate"),
+    "aspect": ("transfer", "animate"), "fps": ("animate",), "seconds_per_pose": ("animate",), "save": ("evaluate",),
+    "images": ("evaluate",), "samples": ("evaluate",), "out": ("export",), "metrics": ("export",)}
 
 if __name__ == "__main__":
     sys.exit(run(main))

@@ -14,14 +14,27 @@ from common.machine import cpu_count, make_session
 from common.threads import read_ahead
 from dataset import toy
 from dataset.index import is_list
+from dataset.poses import Estimator
 from dataset.selection import Selection, from_index, unique_labels
 from deeploss import PerceptualLoss, load_weights
+from inference.metrics import FLAT_WINDOW, PROTOCOLS, ssim_flat51
 from inference.mixing import composite, part_numbers
 from inference.rendering import LateRun, finite_uint8, open_index, restored, stick_figures
+from inference.tables import (
+    APPEARANCES,
+    NEIGHBOUR_IMAGES,
+    POSES,
+    AppearanceFeatures,
+    JointFinder,
+    appearance_figures,
+    tables,
+)
 
+TASKS = ("reconstruction", "transfer", "sampling")
 METRICS = ("ssim", "psnr", "mae", "perceptual_loss")
 SAMPLES = 4  # of every pose
 SSIM_WINDOW = 11
+DEFAULT_SAMPLES = 500  # poses that samples are drawn for
 MAX_POSES = 10  # of one person, that each image of the person is rendered in
 MAX_PSNR = 100.0  # dB; equal pictures have no finite one
 
@@ -32,22 +45,29 @@ def evaluate(options, config):
         raise UserError(f"--mode evaluate: spatial_size: {config['spatial_size']}: expected 16 or more, as SSIM looks "
                         f"at windows of {SSIM_WINDOW} pixels")
     index = open_index(config)
-    numbers, (pairs, n_pairs_left_out) = index.usable("test"), find_pairs(index)
+    numbers, pairs, n_pairs_left_out = choose_items(index, options.images)
+    poses = spread(numbers, options.samples or DEFAULT_SAMPLES)
     checkpoint = options.network.checkpoint()
     step, vgg_weights = checkpoint.step(), load_weights(config["vgg_weights"], config["feature_layers"])
-    with restored(options, config) as renderer, Comparison(config, vgg_weights) as compare, \
+    with restored(options, config) as renderer, Comparison(config, vgg_weights) as compare, Estimator() as estimator, \
             LateRun(options, config, "evaluation") as late:
-        evaluation = Evaluation(config, index, renderer, compare, late=late, save=options.save)
-        with progress_bar(total=len(numbers) + len(pairs), unit="image") as bar:
-            evaluation.of_images(numbers, bar)
-            evaluation.of_pairs(pairs, bar)
+        joints = JointFinder(estimator)
+        evaluation = Evaluation(config, index, renderer, compare, late=late, save=options.save, joints=joints,
+                                joints_of=poses)
+        with progress_bar(total=len(numbers) + len(pairs) + len(poses), unit="image") as bar:
+            evaluation.of_images(numbers, pairs, bar)
+            if late.is_made:
+                evaluation.of_samples(poses, bar)
         if not late.is_made:
             raise UserError(f"no image of the test split can be read: {evaluation.left_out[0]}")
         run, metrics = late.run(), evaluation.metrics()
+        metrics["joints"] = {"why_not": joints.why_not} if joints.why_not else joints.figures()
+        metrics["consistency"] = evaluation.consistency(numbers)
         run.write("metrics.json", json.dumps({
-            **metrics, "checkpoint": checkpoint.name, "step": step, "data_index": config["data_index"],
-            "left_out": evaluation.left_out, "pairs_left_out": n_pairs_left_out, "config": config}, indent=2).encode())
-        for line in table(metrics):
+            **metrics, "protocols": PROTOCOLS, "checkpoint": checkpoint.name, "step": step,
+            "data_index": config["data_index"], "left_out": evaluation.left_out,
+            "pairs_left_out": n_pairs_left_out, "config": config}, indent=2).encode())
+        for line in table(metrics) + tables(metrics):
             run.say(line)
         if evaluation.left_out:
             run.say(f"left out, as they could not be read: {len(evaluation.left_out)} images, which metrics.json names")
@@ -58,19 +78,32 @@ def evaluate(options, config):
         run.say(f"the figures are in {run.path('metrics.json')}")
 
 
+def choose_items(index, n_images=None):
+    """(numbers of test images, (P, 2) pairs of them, how many pairs of the index are left out): what is evaluated.
+
+    n_images: the first so many of a fixed shuffle, and the pairs whose pose is one of these; None takes all.
+    """
+    numbers, (pairs, n_left_out) = index.usable("test"), find_pairs(index)
+    if n_images is not None and n_images < len(numbers):
+        numbers = np.sort(np.random.RandomState(0).permutation(numbers)[:n_images])
+        pairs = pairs[np.isin(pairs[:, 1], numbers)]
+    return numbers, pairs, n_left_out
+
+
 class Comparison:
-    """compare(real, made): how alike pictures (N, S, S, 3) uint8 are.
+    """compare(pictures, pairs): how alike pictures (k, S, S, 3) uint8 are, by pairs (m, 2) of their numbers.
 
     A graph and a session of its own, in float32: rewritten for mixed precision, SSIM would be off in the third decimal.
     """
 
     def __init__(self, config, vgg_weights):
-        shape = (None, config["spatial_size"], config["spatial_size"], 3)
+        size = config["spatial_size"]
         with tf.Graph().as_default() as graph:
-            self._real, self._made = pictures = [tf.placeholder(tf.uint8, shape) for _ in range(2)]
+            self._pictures = tf.placeholder(tf.uint8, (None, size, size, 3))
+            self._pairs = tf.placeholder(tf.int32, (None, 2))
             self._loss = PerceptualLoss(vgg_weights, config["feature_layers"], config["feature_weights"],
                                         config["gram_weights"])
-            self._metrics = self._compare(*[tf.cast(picture, tf.float32) for picture in pictures])
+            self._metrics = self._compare(tf.cast(self._pictures, tf.float32), self._pairs)
             graph.finalize()
             self._session = make_session(dict(config, precision="float32"))
         self._session.run(self._loss.load_op, self._loss.load_feed)
@@ -81,26 +114,32 @@ class Comparison:
     def __exit__(self, *unused):
         self._session.close()
 
-    def _compare(self, real, made):
+    def _compare(self, pictures, pairs):
+        features = self._loss.features(pictures / 127.5 - 1)  # once for each picture
+        real, made = (tf.gather(pictures, pairs[:, side]) for side in range(2))
+        of_real, of_made = ([tf.gather(values, pairs[:, side]) for values in features] for side in range(2))
         # TensorFlow's SSIM: Gaussian windows, sigma 1.5, population covariances, as Wang et al. 2004.
         return {"ssim": tf.image.ssim(real, made, 255.0),
                 "psnr": tf.minimum(tf.image.psnr(real, made, 255.0), MAX_PSNR),
                 "mae": tf.reduce_mean(tf.abs(real - made), axis=[1, 2, 3]),
-                "perceptual_loss": self._loss.per_image(real / 127.5 - 1, made / 127.5 - 1)}
+                "perceptual_loss": self._loss.per_image(of_real, of_made)}
 
-    def __call__(self, real, made, metrics=METRICS):
-        """{metric: (N,) floats}."""
-        return self._session.run({name: self._metrics[name] for name in metrics}, {self._real: real, self._made: made})
+    def __call__(self, pictures, pairs, metrics=METRICS):
+        """{metric: (m,) floats}."""
+        return self._session.run({name: self._metrics[name] for name in metrics},
+                                 {self._pictures: pictures, self._pairs: pairs})
 
 
 class Evaluation:
     """Goes through images and pairs of images, a batch in memory at a time.
 
     late: a LateRun, whose run is made when the first images have been read. save: whether pictures are saved to it.
-    left_out: why images could not be read.
+    joints: a JointFinder that sees what is made in the poses of the images `joints_of`. left_out: why images could not
+    be read.
     """
 
-    def __init__(self, config, index, renderer, compare, *, late, save):
+    def __init__(self, config, index, renderer, compare, *, late, save, joints=None, joints_of=()):
+        self._config, self._joints, self._joints_of = config, joints, set(np.asarray(joints_of).tolist())
         self.load = Loader(index, config["spatial_size"], config["box_factor"])
         self.renderer, self.compare, self.late = renderer, compare, late
         self.left_out = []
@@ -108,30 +147,97 @@ class Evaluation:
         self._saved = collections.Counter()
         self._moments = {}  # of (task, metric): number, sum and sum of squares
 
-    def of_images(self, numbers, bar):
-        """Reconstructions through posterior means, and samples from the prior, of these images of the index."""
-        for chunk, batch in self._batches(numbers[:, np.newaxis], bar):
-            made = finite_uint8(self.renderer.transfer(batch, batch.stick))
-            self._note("reconstruction", self.compare(batch.image, made))
-            first = int(np.searchsorted(numbers, chunk[0, 0])) * SAMPLES  # other noise for every batch
-            samples = [finite_uint8(self.renderer.sample(batch.stick, first + k)) for k in range(SAMPLES)]
-            metrics = ("mae", "perceptual_loss")
-            distances = [self.compare(one, other, metrics) for one, other in zip(samples, samples[1:])]
-            self._note("sampling", {name: np.mean([of_two[name] for of_two in distances], axis=0) for name in metrics})
-            for folder, pictures in (("real", batch.image), ("reconstruction", made), ("sample", samples[0])):
-                self._save(folder, chunk[:, 0], pictures)
+    def of_images(self, numbers, pairs, bar):
+        """Reconstructions of these images of the index, and transfers of the first image's appearance to the second's
+        pose, for pairs (P, 2) of one person whose second image is among them.
+        """
+        sources = collections.defaultdict(list)
+        for source, target in pairs.tolist():
+            sources[target].append(source)
+        size = self.renderer.batch_size
+        chunks = [numbers[start:start + size].tolist() for start in range(0, len(numbers), size)]
+        needed = [sorted(set(chunk).union(*[sources[target] for target in chunk])) for chunk in chunks]
+        for chunk, people, loaded in zip(chunks, needed, read_ahead(self._read, needed, cpu_count())):
+            examples = {number: found for number, found in zip(people, loaded) if found is not None}
+            targets = [number for number in chunk if number in examples]
+            if targets:
+                self.late.run()
+                self._compare(targets, [(source, target) for target in targets for source in sources[target]
+                                        if source in examples], examples)
+            bar.update(len(chunk) + sum(len(sources[target]) for target in chunk))
 
-    def of_pairs(self, pairs, bar):
-        """Transfers of the first image's appearance to the second's pose, for pairs (P, 2) of one person."""
-        for chunk, batch in self._batches(pairs, bar):
-            sources, targets = (Examples(*[array[k::2] for array in batch]) for k in range(2))
-            made = finite_uint8(self.renderer.transfer(sources, targets.stick))
-            self._note("transfer", self.compare(targets.image, made))
-            self._save("transfer", chunk[:, 1], made)
+    def _compare(self, targets, pairs, examples):
+        """Renders these images' people in their own poses, and pairs; notes how like the real pictures they are.
+
+        examples: {number: Examples of one image}.
+        """
+        people = sorted(examples)
+        latents = self.renderer.encode(_stacked([examples[number] for number in people]))
+        batch = _stacked([examples[number] for number in targets])
+        rendered = [(target, target) for target in targets] + pairs
+        who = [people.index(person) for person, _ in rendered]
+        where = [targets.index(target) for _, target in rendered]
+        made = finite_uint8(self.renderer.render([z[who] for z in latents], batch.stick[where]))
+        figures = self.compare(np.concatenate([batch.image, made]),
+                               np.stack([where, len(targets) + np.arange(len(made))], axis=1))
+        if self.renderer.size >= FLAT_WINDOW:
+            figures["ssim_flat51"] = ssim_flat51(batch.image[where], made)
+        n = len(targets)
+        for i, (place, picture) in enumerate(zip(where, made)):
+            if targets[place] in self._joints_of:
+                self._joints.note("reconstruction" if i < n else "transfer", batch.image[place], picture)
+        self._note("reconstruction", {name: values[:n] for name, values in figures.items()})
+        self._save("real", targets, batch.image)
+        self._save("reconstruction", targets, made[:n])
+        if pairs:
+            self._note("transfer", {name: values[n:] for name, values in figures.items()})
+            self._save("transfer", [target for _, target in pairs], made[n:])
+
+    def of_samples(self, numbers, bar):
+        """How samples from the prior, for the poses of these images of the index, differ from one another."""
+        size = self.renderer.batch_size
+        for start in range(0, len(numbers), size):
+            chunk = numbers[start:start + size]
+            sticks = stick_figures(self.load.index.joints[chunk], self.renderer.size)
+            samples = [finite_uint8(self.renderer.sample(sticks, start * SAMPLES + k)) for k in range(SAMPLES)]
+            n = len(chunk)
+            neighbours = [(k * n + i, (k + 1) * n + i) for i in range(n) for k in range(SAMPLES - 1)]
+            figures = self.compare(np.concatenate(samples), np.array(neighbours), ("mae", "perceptual_loss"))
+            self._note("sampling", {name: values.reshape(n, -1).mean(axis=1) for name, values in figures.items()})
+            self._save("sample", chunk, samples[0])
+            bar.update(n)
+
+    def consistency(self, numbers):
+        """Figures of how much appearances change with the pose, of test images with these numbers; or why not."""
+        try:
+            features = AppearanceFeatures(self._config)
+        except UserError as error:
+            return {"why_not": str(error)}
+        index = self.load.index
+        sticks = stick_figures(index.joints[spread(numbers, POSES)], self.renderer.size)
+        people = [found for found in map(self._read, spread(numbers, APPEARANCES)) if found is not None]
+        latents = self.renderer.encode(_stacked(people))
+        made = [features(finite_uint8(self.renderer.render([z[i:i + 1] for z in latents], sticks)))
+                for i in range(len(people))]
+        training = self._features_of(features, spread(index.usable("train"), NEIGHBOUR_IMAGES))
+        groups = [[self._features_of(features, group) for group in one_or_more] for one_or_more in
+                  groups_of_people(index, numbers)]
+        features.close()
+        return appearance_figures(made, training, *[[rows for rows in group if len(rows) > 1] for group in groups])
+
+    def _features_of(self, features, numbers):
+        """Features (k, d) of the images with these numbers that can be read."""
+        size = self.renderer.batch_size
+        found = []
+        for chunk in read_ahead(self._read, [numbers[i:i + size] for i in range(0, len(numbers), size)], cpu_count()):
+            whole = [examples.image for examples in chunk if examples is not None]
+            if whole:
+                found.append(features(np.concatenate(whole)))
+        return np.concatenate(found)
 
     def metrics(self):
         """{task: {"n": ..., metric: {"mean": ..., "std": ...}}}, with None for a task that nothing was there for."""
-        results = {"reconstruction": None, "transfer": None, "sampling": None}
+        results = dict.fromkeys(TASKS)
         for (task, metric), (n, total, squares) in self._moments.items():
             mean = total / n
             results[task] = results[task] or {"n": n}
@@ -140,21 +246,10 @@ class Evaluation:
             results["sampling"]["samples_per_pose"] = SAMPLES
         return results
 
-    def _batches(self, groups, bar):
-        """(groups (n, k), Examples of n * k images) of groups (N, k) of images that can be read."""
-        size = self.renderer.batch_size
-        chunks = [groups[start:start + size] for start in range(0, len(groups), size)]
-        for chunk, loaded in zip(chunks, read_ahead(self._read, chunks, cpu_count())):
-            whole = [k for k, examples in enumerate(loaded) if examples is not None]
-            if whole:
-                self.late.run()
-                yield chunk[whole], Examples(*[np.concatenate(arrays) for arrays in zip(*[loaded[k] for k in whole])])
-            bar.update(len(chunk))
-
-    def _read(self, numbers):
-        """Examples of a group of images, or None where one cannot be read, which is said once."""
+    def _read(self, number):
+        """Examples of an image, or None where it cannot be read, which is said once."""
         try:
-            return self.load(numbers)
+            return self.load([number])
         except UserError as error:
             if str(error) not in self.left_out:
                 self.left_out.append(str(error))
@@ -176,6 +271,16 @@ class Evaluation:
             times = self._saved[folder, number]
             in_folder = folder if times == 1 else f"{folder}_{times}"
             self.late.run().picture(f"{in_folder}/{self._labels[number]}", picture)
+
+
+def _stacked(examples):
+    """Examples of several images of a list of Examples."""
+    return Examples(*[np.concatenate(arrays) for arrays in zip(*examples)])
+
+
+def spread(numbers, n):
+    """n of these numbers, or all, evenly spread."""
+    return numbers[np.unique(np.linspace(0, len(numbers) - 1, n).round().astype(int))] if n < len(numbers) else numbers
 
 
 # ---------------------------------------------------------------------------------------------- pairs of one person
@@ -242,17 +347,36 @@ def as_whole_numbers(values, n_columns=None):
     return np.array(values, np.int64).reshape(shape)
 
 
+def groups_of_people(index, numbers):
+    """Groups of up to POSES test images: of one person each, and of different people; none if people are not known."""
+    people = as_whole_numbers(index.extra.get("person"))
+    if people is None or len(people) != len(index.images):
+        return [], []
+    images = collections.defaultdict(list)
+    for number in numbers.tolist():
+        images[people[number]].append(number)
+    of_one = [group[:POSES] for group in images.values() if len(group) > 1][:APPEARANCES]
+    firsts = [group[0] for group in images.values()]
+    of_different = [firsts[start:start + POSES] for start in range(0, len(firsts) - POSES + 1, POSES)][:APPEARANCES]
+    return of_one, of_different
+
+
 # ---------------------------------------------------------------------------------------------- what is said
 
 def table(metrics):
     """The figures as lines of text: mean +- standard deviation over images."""
-    lines = [f"{'task':15} {'n':>7}" + "".join(f"{name:>22}" for name in METRICS)]
-    for task, found in metrics.items():
+    found_names = {name for task in TASKS if metrics[task] for name in metrics[task]}
+    names = [name for name in METRICS[:1] + ("ssim_flat51",) + METRICS[1:] if name in found_names]
+    lines = [f"{'task':15} {'n':>7}" + "".join(f"{name:>22}" for name in names)]
+    for task in TASKS:
+        found = metrics[task]
         if found is None:
             lines.append(f"{task:15} {'none':>7}")
             continue
-        cells = [f"{found[name]['mean']:.4g} +- {found[name]['std']:.3g}" if name in found else "" for name in METRICS]
+        cells = [f"{found[name]['mean']:.4g} +- {found[name]['std']:.3g}" if name in found else "" for name in names]
         lines.append((f"{task:15} {found['n']:7}" + "".join(f"{cell:>22}" for cell in cells)).rstrip())
+    if "ssim_flat51" not in names:
+        lines.append(f"ssim_flat51 is left out: pictures are smaller than its window of {FLAT_WINDOW} pixels")
     lines.append("sampling: between samples of the same pose; mae in levels of 0 to 255, psnr in dB")
     return lines
 

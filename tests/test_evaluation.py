@@ -15,9 +15,12 @@ from tqdm import tqdm
 import main
 from common.errors import UserError
 from dataset.index import Index, load_image
+from dataset.toy import draw, make_person, make_pose
 from deeploss import PerceptualLoss, load_weights
 from inference import evaluation
-from inference.evaluation import Comparison, Evaluation, find_pairs
+from inference.evaluation import Comparison, Evaluation, choose_items, find_pairs, spread
+from inference.metrics import consistency
+from inference.tables import AppearanceFeatures
 from training.config import load_config
 
 
@@ -43,7 +46,7 @@ def comparison(small_config):
     """Compares up to 6 pictures of 32 pixels."""
     config = load_config(small_config(batch_size=6, spatial_size=32, precision="mixed"))  # which it must not heed
     with Comparison(config, load_weights("random", config["feature_layers"])) as compare:
-        yield compare
+        yield lambda real, made: compare(np.concatenate([real, made]), [(i, len(real) + i) for i in range(len(real))])
 
 
 def test_similarities_are_scikit_images(comparison):
@@ -70,12 +73,73 @@ def test_the_perceptual_loss_of_images_has_the_mean_that_training_minimises(grap
     layers = ["input_1", "block1_conv2", "block2_conv1"]
     loss = PerceptualLoss(load_weights("random", layers), layers, [1.0, 0.5, 2.0], [0.0, 0.1, 0.2])
     x, y = (tf.constant(random.uniform(-1, 1, (3, 16, 16, 3)), tf.float32) for _ in range(2))
-    of_images, of_batch = loss.per_image(x, y), loss(x, y).likelihood_loss
+    of_images, of_batch = loss.per_image(loss.features(x), loss.features(y)), loss(x, y).likelihood_loss
     with tf.Session() as session:
         session.run(loss.load_op, loss.load_feed)
         of_images, of_batch = session.run([of_images, of_batch])
     assert of_images.shape == (3,) and of_images.std() > 0
     np.testing.assert_allclose(of_images.mean(), of_batch, rtol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------- the paper's tables
+
+class SeesEverybody:
+    """In the place of the pose model: somebody stands in every picture."""
+
+    def __call__(self, image):
+        return [standing().astype(float) * image.size]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *unused):
+        pass
+
+
+def test_the_papers_tables_are_printed_beside_the_papers_figures(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(evaluation, "Estimator", SeesEverybody)
+    metrics, _ = evaluate(trained[0], tmp_path / "log", "--samples", 5)
+    assert metrics["joints"]["reconstruction"] == {"n": 5, "error": 0.0, "found": 1.0, "pck": 1.0}
+    assert metrics["joints"]["transfer"]["n"] >= 5
+    found = metrics["consistency"]
+    assert found["poses"] == 10 and 0 < found["std"] < found["max"] and found["neighbours"]["std"] < found["std"]
+    assert 0 < found["one_person"]["std"] and found["one_person"]["groups"] == 3
+    assert set(metrics["protocols"]) >= {"ssim", "ssim_flat51", "joints", "consistency"}
+    out = capsys.readouterr().out
+    for words in ("Table 1, reconstructions: SSIM ", "Table 2, joints of 5 pictures, reconstruction: 0.00 pixels",
+                  "Market-1501 54.60", "Table 3, appearance: length of the standard deviation ", "55.95 and 125.99",
+                  "ssim_flat51 is left out: pictures are smaller than its window of 51 pixels"):
+        assert words in out, words
+
+
+def test_tables_that_cannot_be_had_are_left_out_with_the_reason(trained, tmp_path, capsys, monkeypatch):
+    class Missing(SeesEverybody):
+        def __call__(self, image):
+            raise UserError("MediaPipe is not there")
+
+    def no_weights(config):
+        raise UserError("no weights for block5")
+
+    monkeypatch.setattr(evaluation, "Estimator", Missing)
+    monkeypatch.setattr(evaluation, "AppearanceFeatures", no_weights)
+    metrics, _ = evaluate(trained[0], tmp_path / "log", "--images", 2)
+    assert metrics["joints"] == {"why_not": "MediaPipe is not there"}
+    assert metrics["consistency"] == {"why_not": "no weights for block5"}
+    out = capsys.readouterr().out
+    assert "Table 2, joints: left out: MediaPipe is not there" in out
+    assert "Table 3, appearance: left out: no weights for block5" in out
+
+
+def test_one_person_is_more_consistent_than_several(small_config):
+    config = load_config(small_config(spatial_size=64))
+    features = AppearanceFeatures(config)
+
+    def of(people):
+        return features(np.stack([draw(make_person(0, person), make_pose(0, k))[0] for k, person in enumerate(people)]))
+
+    same, different = of([3] * 8), of(range(8))
+    features.close()
+    assert consistency([same])["std"] < 0.7 * consistency([different])["std"]
 
 
 # ---------------------------------------------------------------------------------------------- the whole mode
@@ -173,14 +237,17 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path, small_config, 
         def run(self):
             return self
 
-        def transfer(self, appearances, stick):
+        def encode(self, examples):
+            return [np.zeros((len(examples.stick), 4, 4, 8), np.float32)]
+
+        def render(self, latents, stick):
             return np.zeros(stick.shape, np.float32)
 
         def sample(self, stick, number):
             return np.zeros(stick.shape, np.float32)
 
-        def __call__(self, real, made, metrics=evaluation.METRICS):
-            return {name: np.zeros(len(real), np.float32) for name in metrics}
+        def __call__(self, pictures, pairs, metrics=evaluation.METRICS):
+            return {name: np.zeros(len(pairs), np.float32) for name in metrics}
 
     def peak(n):
         os.makedirs(str(tmp_path / str(n)))
@@ -189,8 +256,8 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path, small_config, 
         whole = Evaluation(config, index, stub, stub, late=stub, save=False)
         tracemalloc.start()
         with tqdm(total=n, disable=True) as bar:
-            whole.of_images(index.usable("test"), bar)
-            whole.of_pairs(find_pairs(index)[0], bar)
+            whole.of_images(index.usable("test"), find_pairs(index)[0], bar)
+            whole.of_samples(index.usable("test"), bar)
         assert whole.metrics()["transfer"]["n"] == 10 * n
         assert whole.metrics()["reconstruction"]["n"] == n
         at_most = tracemalloc.get_traced_memory()[1]
@@ -235,6 +302,18 @@ def test_pairs_and_people_that_are_none_are_refused(tmp_path, extra):
     index = Index(make_index(tmp_path, **extra))
     with pytest.raises(UserError, match="index.p: (pairs|person): expected .*, found "):
         find_pairs(index)
+
+
+def test_a_part_of_the_split_and_few_samples_can_be_asked_for(trained, tmp_path):
+    run, config = trained
+    index = Index(load_config(config)["data_index"])
+    metrics, _ = evaluate(run, tmp_path / "log", "--images", 4, "--samples", 2)
+    numbers, pairs, _ = choose_items(index, 4)
+    assert metrics["reconstruction"]["n"] == len(numbers) == 4 and metrics["sampling"]["n"] == 2
+    assert (metrics["transfer"] or {"n": 0})["n"] == len(pairs) < len(find_pairs(index)[0])
+    assert set(pairs[:, 1].tolist()) <= set(numbers.tolist()) <= set(index.usable("test").tolist())
+    assert set(numbers.tolist()) <= set(choose_items(index, 6)[0].tolist())  # a larger part holds the smaller one
+    assert spread(np.arange(10), 3).tolist() == [0, 4, 9] and spread(np.arange(3), 7).tolist() == [0, 1, 2]
 
 
 def test_an_index_without_pairs_has_no_transfers(trained, tmp_path, small_config, capsys):

@@ -1,0 +1,124 @@
+"""What evaluate measures beside its averages over images: Tables 2 and 3 of the paper; how tables are printed."""
+import collections
+
+import tensorflow.compat.v1 as tf
+from PIL import Image
+
+from common.errors import UserError
+from common.machine import make_session
+from dataset.poses import choose
+from deeploss import features, load_weights, smallest_picture
+from inference.metrics import JOINTS_SIZE, consistency, joint_figures, means_of_neighbours
+
+CONSISTENCY_LAYER = "block5_conv2"
+APPEARANCES, POSES, NEIGHBOUR_IMAGES = 50, 10, 1000
+# Of the paper: Table 1 (SSIM, Inception Score), Table 2 (pixels at 256 x 256), Table 3 (length, largest distance).
+PAPER = {1: "Market-1501 .353 +- .097 and 3.214 +- .119; DeepFashion .786 +- .068 and 3.087 +- .239",
+         2: "COCO 23.23; DeepFashion 7.34; Market-1501 54.60",
+         3: "Market-1501 55.95 and 125.99; DeepFashion 59.24 and 135.83, its second group 56.24 and 121.47"}
+
+
+# ---------------------------------------------------------------------------------------------- Table 2
+
+class JointFinder:
+    """Collects the joints of real and made pictures, by task. estimator: of dataset.poses, or a stand-in.
+
+    why_not: why there are none, or None.
+    """
+
+    def __init__(self, estimator):
+        self._estimator = estimator
+        self._pairs = collections.defaultdict(list)
+        self.why_not = None
+        try:
+            estimator(Image.new("RGB", (JOINTS_SIZE, JOINTS_SIZE)))
+        except UserError as error:
+            self.why_not = str(error)
+
+    def note(self, task, real, made):
+        """Finds the joints of a real and a made picture (S, S, 3) uint8."""
+        if self.why_not is None:
+            self._pairs[task].append((self._joints(real), self._joints(made)))
+
+    def _joints(self, picture):
+        image = Image.fromarray(picture).resize((JOINTS_SIZE, JOINTS_SIZE), Image.BILINEAR)
+        return choose(self._estimator(image))[0]
+
+    def figures(self):
+        """{task: figures of joint_figures}."""
+        return {task: joint_figures(pairs) for task, pairs in self._pairs.items()}
+
+
+# ---------------------------------------------------------------------------------------------- Table 3
+
+class AppearanceFeatures:
+    """features(pictures): CONSISTENCY_LAYER of VGG19 of pictures (k, S, S, 3) uint8, averaged over positions, (k, 512).
+
+    Raises UserError where there are no weights for it.
+    """
+
+    def __init__(self, config):
+        size = config["spatial_size"]
+        if size < smallest_picture(CONSISTENCY_LAYER):
+            raise UserError(f"{CONSISTENCY_LAYER}: expected pictures of {smallest_picture(CONSISTENCY_LAYER)} pixels "
+                            f"or more, found {size}")
+        weights = load_weights(config["vgg_weights"], [CONSISTENCY_LAYER])
+        with tf.Graph().as_default():
+            self._pictures = tf.placeholder(tf.uint8, (None, size, size, 3))
+            # Fed once, as variables: constants would weigh 80 MB in the graph.
+            values = {name: tf.placeholder(tf.float32, value.shape) for name, value in weights.items()}
+            variables = {name: tf.Variable(value, use_resource=True) for name, value in values.items()}
+            images = tf.cast(self._pictures, tf.float32) / 127.5 - 1
+            self._features = tf.reduce_mean(features(images, variables, [CONSISTENCY_LAYER])[0], axis=[1, 2])
+            self._session = make_session(dict(config, precision="float32", xla=False))
+            self._session.run([variable.initializer for variable in variables.values()],
+                              {values[name]: weights[name] for name in values})
+
+    def __call__(self, pictures):
+        return self._session.run(self._features, {self._pictures: pictures})
+
+    def close(self):
+        self._session.close()
+
+
+def appearance_figures(of_made, of_training, of_one_person, of_different_people):
+    """Table 3: consistency of features (poses, d) of made pictures, a list, and of real ones as floor and ceiling.
+
+    of_training: features (m, d) among which neighbours are looked for. The other two are lists like of_made, or empty.
+    """
+    figures = {"appearances": len(of_made), "poses": len(of_made[0]), **consistency(of_made),
+               "neighbours": consistency([means_of_neighbours(rows, of_training) for rows in of_made])}
+    for name, of_real in (("one_person", of_one_person), ("different_people", of_different_people)):
+        if of_real:
+            figures[name] = {"groups": len(of_real), **consistency(of_real)}
+    return figures
+
+
+# ---------------------------------------------------------------------------------------------- what is printed
+
+def tables(metrics):
+    """Lines: Tables 1 to 3 in the paper's form, beside the paper's figures."""
+    lines = []
+    ours = metrics["reconstruction"]["ssim"] if metrics["reconstruction"] else None
+    if ours:
+        lines.append(f"Table 1, reconstructions: SSIM {ours['mean']:.3f} +- {ours['std']:.3f} (the paper's SSIM and "
+                     f"Inception Score: {PAPER[1]})")
+    joints = metrics["joints"]
+    if "why_not" in joints:
+        lines.append(f"Table 2, joints: left out: {joints['why_not']}")
+    else:
+        for task, found in joints.items():
+            error = "none" if found["error"] is None else f"{found['error']:.2f} pixels"
+            shares = "" if found["found"] is None else f", {found['found']:.0%} found, PCK {found['pck']:.0%}"
+            lines.append(f"Table 2, joints of {found['n']} pictures, {task}: {error}{shares} (the paper's: {PAPER[2]})")
+    figures = metrics["consistency"]
+    if "why_not" in figures:
+        lines.append(f"Table 3, appearance: left out: {figures['why_not']}")
+        return lines
+    lines.append(f"Table 3, appearance: length of the standard deviation {figures['std']:.2f}, largest distance "
+                 f"{figures['max']:.2f} (by neighbours {figures['neighbours']['std']:.2f} and "
+                 f"{figures['neighbours']['max']:.2f}; the paper's, of other features: {PAPER[3]})")
+    for name, words in (("one_person", "of one person"), ("different_people", "of different people")):
+        if name in figures:
+            lines.append(f"  real pictures {words}: {figures[name]['std']:.2f} and {figures[name]['max']:.2f}")
+    return lines
