@@ -97,6 +97,8 @@ def parse_options(argv):
                         help="evaluate: only the first N test images of a fixed shuffle")
     parser.add_argument("--samples", type=whole_number(10**9), metavar="N",
                         help="evaluate: for how many poses samples are drawn and compared (500)")
+    parser.add_argument("--size", choices=("square", "own"),
+                        help="evaluate: compare pictures as squares or also in the aspect of the data set's files")
     parser.add_argument("--out", metavar="FILE", help="export: the file to write, such as mine.vunet.zip")
     parser.add_argument("--metrics", metavar="FILE", help="export: evaluate's metrics.json, to go into the file")
     options = parser.parse_args(argv)
@@ -370,7 +372,8 @@ MODES_OF_OPTIONS = {
     "retrain": ("train",), "batches": ("transfer", "test"), "appearance": ("transfer", "animate"),
     "pose": ("transfer", "animate"), "person": ("transfer", "animate"), "mix": ("transfer", "animate"),
     "aspect": ("transfer", "animate"), "fps": ("animate",), "seconds_per_pose": ("animate",), "save": ("evaluate",),
-    "images": ("evaluate",), "samples": ("evaluate",), "out": ("export",), "metrics": ("export",)}
+    "images": ("evaluate",), "samples": ("evaluate",), "size": ("evaluate",), "out": ("export",),
+    "metrics": ("export",)}
 
 if __name__ == "__main__":
     sys.exit(run(main))

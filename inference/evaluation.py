@@ -1,5 +1,6 @@
 """Figures of a trained network on the whole test split: the mode evaluate."""
 import collections
+import contextlib
 import json
 import sys
 
@@ -19,7 +20,7 @@ from dataset.selection import Selection, from_index, unique_labels
 from deeploss import PerceptualLoss, load_weights
 from inference.metrics import FLAT_WINDOW, PROTOCOLS, ssim_flat51
 from inference.mixing import composite, part_numbers
-from inference.rendering import LateRun, finite_uint8, open_index, restored, stick_figures
+from inference.rendering import LateRun, aspect_shape, finite_uint8, open_index, resized, restored, stick_figures
 from inference.tables import (
     APPEARANCES,
     NEIGHBOUR_IMAGES,
@@ -31,6 +32,7 @@ from inference.tables import (
 )
 
 TASKS = ("reconstruction", "transfer", "sampling")
+OWN = ", own size"  # what a task is called where pictures have the aspect of the data set's files
 METRICS = ("ssim", "psnr", "mae", "perceptual_loss")
 SAMPLES = 4  # of every pose
 SSIM_WINDOW = 11
@@ -47,13 +49,17 @@ def evaluate(options, config):
     index = open_index(config)
     numbers, pairs, n_pairs_left_out = choose_items(index, options.images)
     poses = spread(numbers, options.samples or DEFAULT_SAMPLES)
+    shape = own_shape(config, index) if options.size == "own" else None
     checkpoint = options.network.checkpoint()
     step, vgg_weights = checkpoint.step(), load_weights(config["vgg_weights"], config["feature_layers"])
-    with restored(options, config) as renderer, Comparison(config, vgg_weights) as compare, Estimator() as estimator, \
-            LateRun(options, config, "evaluation") as late:
-        joints = JointFinder(estimator)
+    with contextlib.ExitStack() as stack:
+        renderer = stack.enter_context(restored(options, config))
+        compare = stack.enter_context(Comparison(config, vgg_weights))
+        compare_own = stack.enter_context(Comparison(config, vgg_weights, shape)) if shape else None
+        joints = JointFinder(stack.enter_context(Estimator()))
+        late = stack.enter_context(LateRun(options, config, "evaluation"))
         evaluation = Evaluation(config, index, renderer, compare, late=late, save=options.save, joints=joints,
-                                joints_of=poses)
+                                joints_of=poses, compare_own=compare_own)
         with progress_bar(total=len(numbers) + len(pairs) + len(poses), unit="image") as bar:
             evaluation.of_images(numbers, pairs, bar)
             if late.is_made:
@@ -78,6 +84,14 @@ def evaluate(options, config):
         run.say(f"the figures are in {run.path('metrics.json')}")
 
 
+def own_shape(config, index):
+    """(width, height) of pictures in the aspect of the data set's files. Raises UserError where that is too small."""
+    shape = aspect_shape(config["spatial_size"], index.aspect())
+    if min(shape) < SSIM_WINDOW:
+        raise UserError(f"--size own: expected pictures of {SSIM_WINDOW} pixels or more, found {shape[0]} x {shape[1]}")
+    return shape
+
+
 def choose_items(index, n_images=None):
     """(numbers of test images, (P, 2) pairs of them, how many pairs of the index are left out): what is evaluated.
 
@@ -93,13 +107,15 @@ def choose_items(index, n_images=None):
 class Comparison:
     """compare(pictures, pairs): how alike pictures (k, S, S, 3) uint8 are, by pairs (m, 2) of their numbers.
 
+    shape: (width, height) that the pictures are resized to before; by default they stay as they are.
+
     A graph and a session of its own, in float32: rewritten for mixed precision, SSIM would be off in the third decimal.
     """
 
-    def __init__(self, config, vgg_weights):
-        size = config["spatial_size"]
+    def __init__(self, config, vgg_weights, shape=None):
+        self.shape = shape or (config["spatial_size"], config["spatial_size"])
         with tf.Graph().as_default() as graph:
-            self._pictures = tf.placeholder(tf.uint8, (None, size, size, 3))
+            self._pictures = tf.placeholder(tf.uint8, (None, self.shape[1], self.shape[0], 3))
             self._pairs = tf.placeholder(tf.int32, (None, 2))
             self._loss = PerceptualLoss(vgg_weights, config["feature_layers"], config["feature_weights"],
                                         config["gram_weights"])
@@ -125,23 +141,30 @@ class Comparison:
                 "perceptual_loss": self._loss.per_image(of_real, of_made)}
 
     def __call__(self, pictures, pairs, metrics=METRICS):
-        """{metric: (m,) floats}."""
-        return self._session.run({name: self._metrics[name] for name in metrics},
-                                 {self._pictures: pictures, self._pairs: pairs})
+        """{metric: (m,) floats}; ssim_flat51 too where all metrics are asked for and pictures are large enough."""
+        pictures = np.stack([resized(picture, self.shape) for picture in pictures])
+        figures = self._session.run({name: self._metrics[name] for name in metrics},
+                                    {self._pictures: pictures, self._pairs: pairs})
+        if metrics == METRICS and min(self.shape) >= FLAT_WINDOW:
+            real, made = (pictures[np.asarray(pairs)[:, side]] for side in range(2))
+            figures["ssim_flat51"] = ssim_flat51(real, made)
+        return figures
 
 
 class Evaluation:
     """Goes through images and pairs of images, a batch in memory at a time.
 
     late: a LateRun, whose run is made when the first images have been read. save: whether pictures are saved to it.
-    joints: a JointFinder that sees what is made in the poses of the images `joints_of`. left_out: why images could not
-    be read.
+    joints: a JointFinder that sees what is made in the poses of the images `joints_of`. compare_own: another
+    Comparison, in the aspect of the data set's files. left_out: why images could not be read.
     """
 
-    def __init__(self, config, index, renderer, compare, *, late, save, joints=None, joints_of=()):
+    def __init__(self, config, index, renderer, compare, *, late, save, joints=None, joints_of=(),
+                 compare_own=None):
         self._config, self._joints, self._joints_of = config, joints, set(np.asarray(joints_of).tolist())
         self.load = Loader(index, config["spatial_size"], config["box_factor"])
         self.renderer, self.compare, self.late = renderer, compare, late
+        self.compare_own = compare_own
         self.left_out = []
         self._labels = unique_labels(index.images) if save else None
         self._saved = collections.Counter()
@@ -178,19 +201,20 @@ class Evaluation:
         who = [people.index(person) for person, _ in rendered]
         where = [targets.index(target) for _, target in rendered]
         made = finite_uint8(self.renderer.render([z[who] for z in latents], batch.stick[where]))
-        figures = self.compare(np.concatenate([batch.image, made]),
-                               np.stack([where, len(targets) + np.arange(len(made))], axis=1))
-        if self.renderer.size >= FLAT_WINDOW:
-            figures["ssim_flat51"] = ssim_flat51(batch.image[where], made)
         n = len(targets)
+        pictures, numbers = np.concatenate([batch.image, made]), np.stack([where, n + np.arange(len(made))], axis=1)
         for i, (place, picture) in enumerate(zip(where, made)):
             if targets[place] in self._joints_of:
                 self._joints.note("reconstruction" if i < n else "transfer", batch.image[place], picture)
-        self._note("reconstruction", {name: values[:n] for name, values in figures.items()})
+        for suffix, compare in (("", self.compare), (OWN, self.compare_own)):
+            if compare is not None:
+                figures = compare(pictures, numbers)
+                self._note("reconstruction" + suffix, {name: values[:n] for name, values in figures.items()})
+                if pairs:
+                    self._note("transfer" + suffix, {name: values[n:] for name, values in figures.items()})
         self._save("real", targets, batch.image)
         self._save("reconstruction", targets, made[:n])
         if pairs:
-            self._note("transfer", {name: values[n:] for name, values in figures.items()})
             self._save("transfer", [target for _, target in pairs], made[n:])
 
     def of_samples(self, numbers, bar):
@@ -238,12 +262,17 @@ class Evaluation:
     def metrics(self):
         """{task: {"n": ..., metric: {"mean": ..., "std": ...}}}, with None for a task that nothing was there for."""
         results = dict.fromkeys(TASKS)
+        own = {}
         for (task, metric), (n, total, squares) in self._moments.items():
             mean = total / n
-            results[task] = results[task] or {"n": n}
-            results[task][metric] = {"mean": mean, "std": max(0.0, squares / n - mean**2) ** 0.5}
+            of_task = own if task.endswith(OWN) else results
+            of_task[task] = of_task.get(task) or {"n": n}
+            of_task[task][metric] = {"mean": mean, "std": max(0.0, squares / n - mean**2) ** 0.5}
         if results["sampling"]:
             results["sampling"]["samples_per_pose"] = SAMPLES
+        if own:
+            own["pixels"] = list(self.compare_own.shape)
+        results["own_size"] = own
         return results
 
     def _read(self, number):
@@ -368,13 +397,16 @@ def table(metrics):
     found_names = {name for task in TASKS if metrics[task] for name in metrics[task]}
     names = [name for name in METRICS[:1] + ("ssim_flat51",) + METRICS[1:] if name in found_names]
     lines = [f"{'task':15} {'n':>7}" + "".join(f"{name:>22}" for name in names)]
-    for task in TASKS:
-        found = metrics[task]
+    for task in TASKS + tuple(sorted(set(metrics["own_size"]) - {"pixels"})):
+        found = metrics["own_size"][task] if task.endswith(OWN) else metrics[task]
         if found is None:
             lines.append(f"{task:15} {'none':>7}")
             continue
         cells = [f"{found[name]['mean']:.4g} +- {found[name]['std']:.3g}" if name in found else "" for name in names]
         lines.append((f"{task:15} {found['n']:7}" + "".join(f"{cell:>22}" for cell in cells)).rstrip())
+    if metrics["own_size"]:
+        width, height = metrics["own_size"]["pixels"]
+        lines.append(f"own size: {width} x {height} pixels, the aspect of the data set's files")
     if "ssim_flat51" not in names:
         lines.append(f"ssim_flat51 is left out: pictures are smaller than its window of {FLAT_WINDOW} pixels")
     lines.append("sampling: between samples of the same pose; mae in levels of 0 to 255, psnr in dB")

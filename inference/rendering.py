@@ -161,7 +161,11 @@ def output_shape(options, config, selections):
     size = config["spatial_size"]
     if options.aspect == "square" or (options.aspect is None and not any(one.is_own for one in selections)):
         return size, size
-    aspect = options.network.aspect(config)
+    return aspect_shape(size, options.network.aspect(config))
+
+
+def aspect_shape(size, aspect):
+    """(width, height) of this aspect whose longer side is `size`."""
     return max(1, int(round(size * min(1, aspect)))), max(1, int(round(size / max(1, aspect))))
 
 

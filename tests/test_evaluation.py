@@ -112,6 +112,23 @@ def test_the_papers_tables_are_printed_beside_the_papers_figures(trained, tmp_pa
         assert words in out, words
 
 
+def test_pictures_in_the_data_sets_own_aspect_are_compared_beside_the_squares(trained, tmp_path, small_config, capsys):
+    random = np.random.RandomState(0)
+    image = random.randint(0, 256, (20, 15, 3)).astype(np.uint8)
+    index = make_index(tmp_path, n=6, image=image, person=[0] * 6)
+    config = small_config(data_index=index)
+    metrics, _ = evaluate(trained[0], tmp_path / "log", "--config", config, "--size", "own")
+    own = metrics["own_size"]
+    assert own["pixels"] == [12, 16] and own["reconstruction, own size"]["n"] == metrics["reconstruction"]["n"] == 3
+    assert own["transfer, own size"]["ssim"]["mean"] != metrics["transfer"]["ssim"]["mean"]
+    assert "own size: 12 x 16 pixels" in capsys.readouterr().out
+    narrow = make_index(tmp_path, n=4)  # 10 x 20, which is 8 x 16
+    options = ["--mode", "evaluate", "--checkpoint", trained[0], "--config", small_config(data_index=narrow), "--size",
+               "own", "--log_dir", tmp_path / "none"]
+    assert exit_code(main, *options) == 2
+    assert "--size own: expected pictures of 11 pixels or more, found 8 x 16" in capsys.readouterr().err
+
+
 def test_tables_that_cannot_be_had_are_left_out_with_the_reason(trained, tmp_path, capsys, monkeypatch):
     class Missing(SeesEverybody):
         def __call__(self, image):

@@ -180,7 +180,7 @@ def test_the_benchmark_checks_what_is_set(given, words, small_config, capsys):
 @pytest.mark.parametrize("what, keys", [
     ("step", ["step_s", "gflop_per_step", "share_of_matrix_product", "share_waiting_for_input", "peak_memory_gb",
               "start_to_first_step_s"]),
-    ("input", ["images_per_s_1_threads"])])
+    ("input", ["images_per_s_1_threads"]), ("evaluate", ["images_per_s"])])
 def test_the_benchmark_measures_made_up_data_against_another_checkout(what, keys, small_config, capsys):
     """Against itself: all ratios are there."""
     options = ["--config", small_config(data_index="none"), "--steps", 1, "--rounds", 1, "--json", "--against", ROOT]

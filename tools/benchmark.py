@@ -1,7 +1,8 @@
-"""Measures the speed of training steps and of the input pipeline.
+"""Measures the speed of training steps, of the input pipeline and of evaluation.
 
     python tools/benchmark.py step --config market.yaml            a training step, beside the machine's matrix products
     python tools/benchmark.py input --config market.yaml           the input pipeline alone, by number of threads
+    python tools/benchmark.py evaluate --config market64.yaml      images and pairs of them that evaluate compares
     python tools/benchmark.py step --config market.yaml --against OTHER_CHECKOUT
 
 If the config's data or VGG19's weights are missing, made-up data and random weights of the same sizes take their place.
@@ -23,7 +24,7 @@ sys.path.insert(0, ROOT)
 import numpy as np
 from PIL import Image
 
-from common.console import quiet_stderr
+from common.console import progress_bar, quiet_stderr
 
 with quiet_stderr():
     import tensorflow.compat.v1 as tf
@@ -34,8 +35,9 @@ from common.machine import cpu_count, make_session, set_up_tensorflow
 from dataset.index import JOINTS, STANDING, Index
 from dataset.pickles import dump_index
 from deeploss import load_weights
+from inference.evaluation import Comparison, Evaluation
 from training.config import load_config, setting
-from training.graphs import TrainingGraph
+from training.graphs import Renderer, TrainingGraph, make_rendering_tensors
 
 MATRIX_SIZE = 4096
 
@@ -192,6 +194,30 @@ def benchmark_input(config, options, folder):
     return results
 
 
+# ---------------------------------------------------------------------------------------------- evaluation
+
+def benchmark_evaluate(config, options, folder):
+    """Images and pairs per second of evaluation, without samples, joints and consistency, with random weights."""
+    load, order = make_loader(config, folder)
+    numbers = np.unique(order.front(8 * config["batch_size"]))
+    pairs = np.stack([np.roll(numbers, 1), numbers], axis=1)
+    source = config["vgg_weights"] if os.path.isfile(config["vgg_weights"]) else "random"
+    with tf.Graph().as_default(), Comparison(config, load_weights(source, config["feature_layers"])) as comparison:
+        tensors = make_rendering_tensors(config, load.shapes())
+        with make_session(config) as session:
+            session.run(tf.global_variables_initializer())
+            late = argparse.Namespace(run=lambda: None)
+            evaluation = Evaluation(config, load.index, Renderer(tensors, session), comparison, late=late, save=False)
+            rates = []
+            for _ in range(options.steps + 1):
+                start = time.time()
+                with progress_bar(disable=True) as bar:
+                    evaluation.of_images(numbers, pairs, bar)
+                rates.append((len(numbers) + len(pairs)) / (time.time() - start))
+    return {"config": os.path.basename(options.config), "tensorflow": tf.__version__, "cores": cpu_count(),
+            "images_per_s": float(np.median(rates[1:]))}
+
+
 # ---------------------------------------------------------------------------------------------- made-up data
 
 def make_loader(config, folder):
@@ -251,7 +277,7 @@ def run_in(root, options):
     return json.loads(done.stdout.strip().split("\n")[-1])
 
 
-BENCHMARKS = {"step": benchmark_step, "input": benchmark_input}
+BENCHMARKS = {"step": benchmark_step, "input": benchmark_input, "evaluate": benchmark_evaluate}
 
 if __name__ == "__main__":
     sys.exit(run(main))
