@@ -49,6 +49,7 @@ def test_a_run_folder_holds_what_the_readme_says(trained):
     assert pictures == {name for name in names if name.endswith(".png")}
     assert re.match(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d$", run.name)
     assert load_config(str(run / "config.yaml")) == load_config(config)
+    assert (run / "source" / "inference" / "network_file.md").exists()
     assert (run / "source" / "models.py").read_text() == open(os.path.join(ROOT, "models.py")).read()
     for step in (2, 4):
         for suffix in (".index", ".meta", ".data-00000-of-00001"):

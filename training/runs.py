@@ -172,7 +172,7 @@ def _make_folder(log_dir):
 
 def _copy_sources(target):
     for folder in SOURCES:
-        for extension in ("py", "yaml"):
+        for extension in ("py", "yaml", "md"):
             for path in glob.glob(os.path.join(glob.escape(ROOT), folder, f"*.{extension}")):
                 copy = os.path.join(target, os.path.relpath(path, ROOT))
                 os.makedirs(os.path.dirname(copy), exist_ok=True)
