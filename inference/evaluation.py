@@ -56,7 +56,7 @@ def evaluate(options, config):
         renderer = stack.enter_context(restored(options, config))
         compare = stack.enter_context(Comparison(config, vgg_weights))
         compare_own = stack.enter_context(Comparison(config, vgg_weights, shape)) if shape else None
-        joints = JointFinder(stack.enter_context(Estimator()))
+        joints = JointFinder(stack.enter_context(Estimator()), index.aspect())
         late = stack.enter_context(LateRun(options, config, "evaluation"))
         evaluation = Evaluation(config, index, renderer, compare, late=late, save=options.save, joints=joints,
                                 joints_of=poses, compare_own=compare_own)
@@ -396,14 +396,14 @@ def table(metrics):
     """The figures as lines of text: mean +- standard deviation over images."""
     found_names = {name for task in TASKS if metrics[task] for name in metrics[task]}
     names = [name for name in METRICS[:1] + ("ssim_flat51",) + METRICS[1:] if name in found_names]
-    lines = [f"{'task':15} {'n':>7}" + "".join(f"{name:>22}" for name in names)]
+    lines = [f"{'task':24} {'n':>7}" + "".join(f"{name:>22}" for name in names)]
     for task in TASKS + tuple(sorted(set(metrics["own_size"]) - {"pixels"})):
         found = metrics["own_size"][task] if task.endswith(OWN) else metrics[task]
         if found is None:
-            lines.append(f"{task:15} {'none':>7}")
+            lines.append(f"{task:24} {'none':>7}")
             continue
         cells = [f"{found[name]['mean']:.4g} +- {found[name]['std']:.3g}" if name in found else "" for name in names]
-        lines.append((f"{task:15} {found['n']:7}" + "".join(f"{cell:>22}" for cell in cells)).rstrip())
+        lines.append((f"{task:24} {found['n']:7}" + "".join(f"{cell:>22}" for cell in cells)).rstrip())
     if metrics["own_size"]:
         width, height = metrics["own_size"]["pixels"]
         lines.append(f"own size: {width} x {height} pixels, the aspect of the data set's files")

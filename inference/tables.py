@@ -1,6 +1,7 @@
 """What evaluate measures beside its averages over images: Tables 2 and 3 of the paper; how tables are printed."""
 import collections
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 from PIL import Image
 
@@ -9,6 +10,7 @@ from common.machine import make_session
 from dataset.poses import choose
 from deeploss import features, load_weights, smallest_picture
 from inference.metrics import JOINTS_SIZE, consistency, joint_figures, means_of_neighbours
+from inference.rendering import aspect_shape
 
 CONSISTENCY_LAYER = "block5_conv2"
 APPEARANCES, POSES, NEIGHBOUR_IMAGES = 50, 10, 1000
@@ -21,13 +23,15 @@ PAPER = {1: "Market-1501 .353 +- .097 and 3.214 +- .119; DeepFashion .786 +- .06
 # ---------------------------------------------------------------------------------------------- Table 2
 
 class JointFinder:
-    """Collects the joints of real and made pictures, by task. estimator: of dataset.poses, or a stand-in.
+    """Collects the joints of real and made pictures, by task.
 
-    why_not: why there are none, or None.
+    estimator: of dataset.poses, or a stand-in. aspect: width / height of the data set's files; the estimator sees
+    people as slim as they are. why_not: why there are no joints, or None.
     """
 
-    def __init__(self, estimator):
+    def __init__(self, estimator, aspect=1.0):
         self._estimator = estimator
+        self._shape = aspect_shape(JOINTS_SIZE, aspect)
         self._pairs = collections.defaultdict(list)
         self.why_not = None
         try:
@@ -41,8 +45,9 @@ class JointFinder:
             self._pairs[task].append((self._joints(real), self._joints(made)))
 
     def _joints(self, picture):
-        image = Image.fromarray(picture).resize((JOINTS_SIZE, JOINTS_SIZE), Image.BILINEAR)
-        return choose(self._estimator(image))[0]
+        """Joints in pixels of a square of JOINTS_SIZE, or None."""
+        joints = choose(self._estimator(Image.fromarray(picture).resize(self._shape, Image.BILINEAR)))[0]
+        return None if joints is None else np.where(joints < 0, -1, joints * JOINTS_SIZE / self._shape)
 
     def figures(self):
         """{task: figures of joint_figures}."""
