@@ -276,7 +276,7 @@ def read_image(path, size=None):
 
 
 def upright_size(path):
-    """(width, height) of an image file, upright, of which only the start is read; None where it is no image."""
+    """(width, height) of an image file, upright; None where it is no image. Reads only the start of the file."""
     if not os.path.isfile(path):
         return None
     try:

@@ -18,7 +18,7 @@ from dataset.index import is_list
 from dataset.poses import Estimator
 from dataset.selection import Selection, from_index, unique_labels
 from deeploss import PerceptualLoss, load_weights
-from inference.metrics import FLAT_WINDOW, PROTOCOLS, ssim_flat51
+from inference.metrics import FLAT_WINDOW, PROTOCOLS, SSIM_WINDOW, similarities, ssim_flat51
 from inference.mixing import composite, part_numbers
 from inference.rendering import LateRun, aspect_shape, finite_uint8, open_index, resized, restored, stick_figures
 from inference.tables import (
@@ -35,10 +35,8 @@ TASKS = ("reconstruction", "transfer", "sampling")
 OWN = ", own size"  # what a task is called where pictures have the aspect of the data set's files
 METRICS = ("ssim", "psnr", "mae", "perceptual_loss")
 SAMPLES = 4  # of every pose
-SSIM_WINDOW = 11
 DEFAULT_SAMPLES = 500  # poses that samples are drawn for
 MAX_POSES = 10  # of one person, that each image of the person is rendered in
-MAX_PSNR = 100.0  # dB; equal pictures have no finite one
 
 
 def evaluate(options, config):
@@ -134,11 +132,7 @@ class Comparison:
         features = self._loss.features(pictures / 127.5 - 1)  # once for each picture
         real, made = (tf.gather(pictures, pairs[:, side]) for side in range(2))
         of_real, of_made = ([tf.gather(values, pairs[:, side]) for values in features] for side in range(2))
-        # TensorFlow's SSIM: Gaussian windows, sigma 1.5, population covariances, as Wang et al. 2004.
-        return {"ssim": tf.image.ssim(real, made, 255.0),
-                "psnr": tf.minimum(tf.image.psnr(real, made, 255.0), MAX_PSNR),
-                "mae": tf.reduce_mean(tf.abs(real - made), axis=[1, 2, 3]),
-                "perceptual_loss": self._loss.per_image(of_real, of_made)}
+        return dict(similarities(real, made), perceptual_loss=self._loss.per_image(of_real, of_made))
 
     def __call__(self, pictures, pairs, metrics=METRICS):
         """{metric: (m,) floats}; ssim_flat51 too where all metrics are asked for and pictures are large enough."""

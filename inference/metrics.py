@@ -3,6 +3,7 @@
 Pictures are (n, S, S, 3) uint8 arrays. PROTOCOLS says, for each figure, how it is computed.
 """
 import numpy as np
+import tensorflow.compat.v1 as tf
 
 from common.errors import UserError
 from dataset.boxes import torso_length
@@ -19,10 +20,18 @@ PROTOCOLS = {
     "consistency": "features of VGG19's block5_conv2, averaged over positions, of one appearance in several poses",
     "fid": "Frechet distance of Inception features (pool_3 of inception-2015-12-05)",
     "inception_score": "of inception-2015-12-05's logits without bias, 10 splits"}
-FLAT_WINDOW = 51
+SSIM_WINDOW, FLAT_WINDOW = 11, 51
+MAX_PSNR = 100.0  # dB; equal pictures have no finite one
 JOINTS_SIZE = 256
 PCK_SHARE = 0.2  # of the torso's length
 NEIGHBOURS = 10
+
+
+def similarities(real, made):
+    """{metric: tensor} of ssim, psnr and mae of float32 tensors (..., h, w, 3) in [0, 255], one figure a picture."""
+    # TensorFlow's SSIM: Gaussian windows, sigma 1.5, population covariances, as Wang et al. 2004.
+    return {"ssim": tf.image.ssim(real, made, 255.0), "psnr": tf.minimum(tf.image.psnr(real, made, 255.0), MAX_PSNR),
+            "mae": tf.reduce_mean(tf.abs(real - made), axis=[-3, -2, -1])}
 
 
 def ssim_flat51(real, made):

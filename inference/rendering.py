@@ -85,12 +85,10 @@ def first_batches(index, config, n):
     return [Selection(from_index(index, order.batch(k))) for k in range(n)]
 
 
-@contextlib.contextmanager
 def open_finder(options, config):
     """The Finder of what the options name."""
-    with Finder(config["data_index"], config["allow_outside_images"], person=options.person,
-                aspect=lambda: options.network.aspect(config)) as finder:
-        yield finder
+    return Finder(config["data_index"], config["allow_outside_images"], person=options.person,
+                  aspect=lambda: options.network.aspect(config))
 
 
 # ---------------------------------------------------------------------------------------------- transfer

@@ -1,4 +1,4 @@
-"""tools/score.py and Inception's graph, of which a small one with the same names stands in."""
+"""tools/score.py, and Inception's graph. A small graph with the same names stands in for it."""
 import json
 import os
 import tarfile

@@ -26,11 +26,16 @@ from dataset.index import read_image
 from dataset.photos import EXTENSIONS
 from dataset.poses import Estimator
 from inference.inception import Inception
-from inference.metrics import FLAT_WINDOW, PROTOCOLS, frechet_distance, inception_score, ssim_flat51
+from inference.metrics import (
+    FLAT_WINDOW,
+    PROTOCOLS,
+    SSIM_WINDOW,
+    frechet_distance,
+    inception_score,
+    similarities,
+    ssim_flat51,
+)
 from inference.tables import JointFinder
-
-MAX_PSNR = 100.0
-SSIM_WINDOW = 11
 
 
 def main(argv=None):
@@ -79,16 +84,17 @@ def compare(pairs, options):
     inception = Inception(options.inception) if options.fid else None
     values, features, logits = {}, ([], []), []
     with Estimator() as estimator, tf.Graph().as_default(), tf.Session() as session:
-        joints = JointFinder(estimator) if options.joints else None
+        width, height = read_image(pairs[0][0]).size
+        joints = JointFinder(estimator, width / height) if options.joints else None
         if joints and joints.why_not:
             raise UserError(f"--joints: {joints.why_not}")
-        similarities = Similarities(session)
+        compare_two = Similarities(session)
         for paths in progress_bar(pairs, unit="pair"):
             real, made = (np.asarray(read_image(path)) for path in paths)
             if real.shape != made.shape:
                 raise UserError(f"{shown(paths[1], 1000)}: expected {real.shape[1]} x {real.shape[0]} pixels, as in "
                                 f"{shown(paths[0], 1000)}, found {made.shape[1]} x {made.shape[0]}")
-            for name, value in similarities(real, made).items():
+            for name, value in compare_two(real, made).items():
                 values.setdefault(name, []).append(value)
             if joints:
                 joints.note("joints", real, made)
@@ -108,19 +114,17 @@ def compare(pairs, options):
 
 
 class Similarities:
-    """similarities(real, made): {metric: figure} of two pictures (h, w, 3) uint8; those that small pictures allow."""
+    """compare_two(real, made): {metric: figure} of two pictures (h, w, 3) uint8; those that small pictures allow."""
 
     def __init__(self, session):
         self._session = session
         self._pictures = [tf.placeholder(tf.uint8, (None, None, 3)) for _ in range(2)]
         real, made = (tf.cast(picture, tf.float32) for picture in self._pictures)
-        self._ssim = tf.image.ssim(real, made, 255.0)
-        self._others = {"psnr": tf.minimum(tf.image.psnr(real, made, 255.0), MAX_PSNR),
-                        "mae": tf.reduce_mean(tf.abs(real - made))}
+        self._metrics = similarities(real, made)
 
     def __call__(self, real, made):
         side = min(real.shape[:2])
-        fetches = dict(self._others, ssim=self._ssim) if side >= SSIM_WINDOW else self._others
+        fetches = {name: tensor for name, tensor in self._metrics.items() if name != "ssim" or side >= SSIM_WINDOW}
         figures = self._session.run(fetches, dict(zip(self._pictures, (real, made))))
         if side >= FLAT_WINDOW:
             figures["ssim_flat51"] = ssim_flat51(real[np.newaxis], made[np.newaxis])[0]
