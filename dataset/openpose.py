@@ -24,7 +24,10 @@ Row.__doc__ = """A line of a CSV. joints: (18, 2) xy in pixels, -1 where missing
 
 
 def add_people(builder, options):
-    """Adds the people of the options' annotations; returns further keys for the index: pairs, if they are given."""
+    """Adds the people of the options' annotations; returns further keys for the index.
+
+    They are `person`, if file names say who is who, and `pairs`, if these are given.
+    """
     csvs = {True: options.annotations, False: options.test_annotations}
     rows = [row for train, csv in csvs.items() for row in read_rows(csv, train)]
     pairs = read_pairs(options.pairs) if options.pairs else None
@@ -35,10 +38,14 @@ def add_people(builder, options):
         if path not in used:
             builder.leave_out(os.path.relpath(path, options.images), "images without row")
     numbers = add_matched(builder, csvs, rows, matched)
-    if pairs is None:
-        return {}
-    known = {key for row in rows for key in _keys(row.name)}
-    return {"pairs": number_pairs(pairs, numbers, known)}
+    extra = {}
+    groups = [person.group for person in builder.people]
+    if len(set(groups)) < len(groups):
+        extra["person"] = np.unique(groups, return_inverse=True)[1]
+    if pairs is not None:
+        known = {key for row in rows for key in _keys(row.name)}
+        extra["pairs"] = number_pairs(pairs, numbers, known)
+    return extra
 
 
 def add_matched(builder, csvs, rows, matched):
@@ -56,7 +63,7 @@ def add_matched(builder, csvs, rows, matched):
         joints, why = to_shares(row.joints, frames[row.train], size)
         if why:
             builder.leave_out(row.name, why)
-        elif builder.add(row.name, joints, train=row.train, source=path):
+        elif builder.add(row.name, joints, train=row.train, source=path, group=same_person(row.name)):
             for key in _keys(row.name):
                 numbers.setdefault(key, len(builder.people) - 1)
     return numbers
@@ -183,6 +190,20 @@ def _keys(path):
     if spelling:
         keys.append(("deepfashion", re.sub(r"[/_]", "", spelling.group(1))))
     return keys
+
+
+def same_person(name):
+    """What the names of all images of somebody in the same clothes share, or None where a name does not tell.
+
+    Market-1501: 0012 of 0012_c1s1_000451_03.jpg; 0000 and -1 are anybody. DeepFashion: all up to the item's number and
+    the two digits of its colour, WOMENDressesid0000553705 of the names in _keys.
+    """
+    market = re.match(r"(?!0000)(\d{4})_c\d", os.path.basename(name))
+    if market:
+        return market.group(1)
+    spelling = dict(_keys(name)).get("deepfashion", "")
+    item = re.match(r".*?id\d{8}\d{2}", spelling)
+    return item and item.group(0)
 
 
 def image_size(path):

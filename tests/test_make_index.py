@@ -191,6 +191,27 @@ def test_deepfashions_images_are_found_in_every_spelling(openpose_files, tmp_pat
             assert copy.read() == (tmp_path / "images" / source).read_bytes()
 
 
+def test_file_names_say_who_is_who(openpose_files, tmp_path):
+    train = ["0002_c1s1_000451_03.jpg", "0002_c3s2_000001_00.jpg", "0007_c1s6_028546_01.jpg"]
+    test = ["0000_c1s1_000151_01.jpg", "0000_c2s1_000151_01.jpg", "-1_c1s1_000401_03.jpg", "-1_c2s1_000401_03.jpg",
+            "0003_c1s6_015996_00.jpg", "0003_c4s6_015996_00.jpg"]
+    for name in train + test:
+        save(tmp_path / "images" / name, 64, 128)
+    assert run(*openpose_files([row(name) for name in train], [row(name) for name in test])) == 0
+    index = Index(str(tmp_path / "out" / "index.p"))
+    people = dict(zip([os.path.basename(image) for image in index.images], index.extra["person"].tolist()))
+    assert people[train[0]] == people[train[1]] and people[test[4]] == people[test[5]]
+    assert len(set(people.values())) == len(train + test) - 2
+
+
+@pytest.mark.parametrize("name, person", [
+    ("0002_c1s1_000451_03.jpg", "0002"), ("0000_c1s1_000151_01.jpg", None), ("-1_c1s1_000401_03.jpg", None),
+    ("img/WOMEN/Dresses/id_00005537/05_4_full.jpg", "WOMENDressesid0000553705"),
+    ("fasionMENDenimid0000008001_7additional.jpg", "MENDenimid0000008001"), ("1.jpg", None)])
+def test_who_is_who_in_names(name, person):
+    assert openpose.same_person(name) == person
+
+
 @pytest.mark.parametrize("width, left, elbow", [
     (64, 0, 19 / 64.), (256, 0, 76 / 256.), (176, 0, 52 / 176.), (176, 40, 52 / 176.)])
 def test_the_frame_of_the_coordinates_is_read_off_the_images(openpose_files, tmp_path, width, left, elbow):
