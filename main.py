@@ -37,6 +37,7 @@ from inference.evaluation import evaluate, report_toy
 from inference.mixing import mix_item
 from inference.networks import DETAILS, details_of, export, open_network
 from inference.rendering import animate, sample, transfer
+from inference.validation import Validation
 from training.checkpoints import CheckpointSaver
 from training.cluster import join_cluster
 from training.config import load_config, setting
@@ -53,7 +54,8 @@ def main(argv=None):
     set_up_tensorflow()
     with contextlib.ExitStack() as stack:
         # Found once: a training that still runs may save another checkpoint at any time.
-        options.network = stack.enter_context(open_network(options.checkpoint)) if options.checkpoint else None
+        options.network = (stack.enter_context(open_network(options.checkpoint, options.best))
+                           if options.checkpoint else None)
         config = load_config(options.config or options.network.config_path(), dict(options.set),
                              None if options.config else options.network.config_name())
         try:
@@ -72,6 +74,8 @@ def parse_options(argv):
     parser.add_argument("--log_dir", default="log", metavar="DIR", help="where run folders go (log)")
     parser.add_argument("--checkpoint", metavar="PATH",
                         help="checkpoint prefix, checkpoints folder, run folder, network file or URL of an archive")
+    parser.add_argument("--best", action="store_true", help="of the run's checkpoints, the one with the best score of "
+                                                            "eval_freq's instead of the newest")
     parser.add_argument("--retrain", action="store_true", help="train: keep the checkpoint's weights and, where it has "
                                                                "them, moments, but start at step 0 again")
     parser.add_argument("--batches", type=whole_number(1000000), metavar="N",
@@ -92,6 +96,8 @@ def parse_options(argv):
     parser.add_argument("--fps", type=whole_number(50), metavar="N", help="animate: frames per second (25)")
     parser.add_argument("--seconds_per_pose", type=number_above_0(3600), metavar="S",
                         help="animate: time from one pose to the next (0.5)")
+    parser.add_argument("--every", action="store_true",
+                        help="evaluate: all checkpoints of the run, as a table and a picture")
     parser.add_argument("--save", action="store_true", help="evaluate: save the pictures too")
     parser.add_argument("--images", type=whole_number(10**9), metavar="N",
                         help="evaluate: only the first N test images of a fixed shuffle")
@@ -118,6 +124,10 @@ def check_options(parser, options):
         parser.error("--retrain needs --checkpoint")
     if options.mode != "train" and options.checkpoint is None:
         parser.error(f"--mode {options.mode} needs --checkpoint")
+    if options.best and options.checkpoint is None:
+        parser.error("--best needs --checkpoint")
+    if options.every and (options.save or options.best):
+        parser.error("--every goes without --save and --best")
     if options.batches and (options.appearance or options.pose):
         parser.error("--batches goes without --appearance and --pose")
     if options.mode == "train" and options.config is None:
@@ -134,6 +144,7 @@ def train(options, config):
     index.usable("test")  # before a cluster forms, bad input has been found
     checkpoint = start_of(options)
     first_step = 0 if checkpoint is None or options.retrain else checkpoint.step()
+    validation = Validation(config, load, checkpoint, first_step) if config["eval_freq"] else None
     n_steps = config["lr_decay_end"] - first_step
     if n_steps <= 0:
         print(f"nothing left to train: {checkpoint.name} is at step {first_step}, and training ends at lr_decay_end "
@@ -164,11 +175,13 @@ def train(options, config):
                 run = stack.enter_context(Run(options.log_dir, config))
                 run.write(DETAILS, details_of(index.aspect()))
                 cluster.note_loss_with(run.log)
+                if validation is not None:
+                    stack.enter_context(validation.of_training(run, saver, session))
                 origin = f", from {checkpoint.name}" if checkpoint else ""
                 run.say(f"training from step {first_step} to {config['lr_decay_end']}{origin}; "
                         f"pictures and checkpoints: {run.folder}")
             trainer = Trainer(config=config, session=session, graph=graph, saver=saver, load=load, run=run,
-                              test_batch=test_batch)
+                              test_batch=test_batch, validation=validation)
             stopped_by = trainer.train(first_step)
             cluster.leave()
             if run is not None:
@@ -209,6 +222,8 @@ def finish(trainer, options, index, stopped_by):
     if stopped_by:
         run.say(f"to go on: {command_to_go_on(options, run.folder)}")
     else:
+        if trainer.validation:
+            trainer.validation.report()
         report_toy(trainer.config, index, run, load=trainer.load, renderer=trainer.renderer)
     done = "" if stopped_by else "done; "
     also = f"; curves and last transfers: {result}" if result else ""
@@ -227,12 +242,13 @@ class Trainer:
     """The training loop, and what it does every so often; the latter falls to worker 0: the others have no run.
 
     run: a Run to log, draw and save to. test_batch: uint8 Examples to validate on and to draw transfers of. Other
-    workers have None for both. transfers: the last transfer grid (h, w, 3) uint8, or None.
+    workers have None for both. validation: a Validation, or None. transfers: the last transfer grid (h, w, 3) uint8, or
+    None.
     """
 
-    def __init__(self, *, config, session, graph, saver, load, run, test_batch):
+    def __init__(self, *, config, session, graph, saver, load, run, test_batch, validation=None):
         self.config, self.session, self.graph, self.saver, self.load = config, session, graph, saver, load
-        self.run, self.test_batch, self.transfers = run, test_batch, None
+        self.run, self.test_batch, self.validation, self.transfers = run, test_batch, validation, None
         self.renderer = Renderer(graph.rendering, session)
         self.check = FiniteCheck(graph.may_overflow)
         self.images, self.seconds = 0, 0.0  # trained on since the last log
@@ -256,6 +272,8 @@ class Trainer:
                     self.log(step, scalars, batch)
                 if step % self.config["test_freq"] == 0:
                     self.draw_tests(step)
+                if self.validation and step % self.config["eval_freq"] == 0:
+                    self.validation.measure(step, self.renderer)
                 if step % self.config["ckpt_freq"] == 0:
                     self.save(step)
         if self.run is not None:
@@ -263,6 +281,8 @@ class Trainer:
             self.run.say(f"{what} at step {step}, saved as {self.save(step)}")
             if not stopping and step % self.config["test_freq"]:
                 self.draw_tests(step)
+            if not stopping and self.validation and step % self.config["eval_freq"]:
+                self.validation.measure(step, self.renderer)
         return (signals.number or signal.SIGTERM) if stopping else 0
 
     def train_step(self, step, with_batch, signals):
@@ -372,6 +392,7 @@ MODES_OF_OPTIONS = {
     "retrain": ("train",), "batches": ("transfer", "test"), "appearance": ("transfer", "animate"),
     "pose": ("transfer", "animate"), "person": ("transfer", "animate"), "mix": ("transfer", "animate"),
     "aspect": ("transfer", "animate"), "fps": ("animate",), "seconds_per_pose": ("animate",), "save": ("evaluate",),
+    "every": ("evaluate",),
     "images": ("evaluate",), "samples": ("evaluate",), "size": ("evaluate",), "out": ("export",),
     "metrics": ("export",)}
 

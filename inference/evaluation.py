@@ -10,14 +10,14 @@ from tqdm import tqdm
 
 from batches import Examples, Loader
 from common.console import progress_bar
-from common.errors import UserError, shown
+from common.errors import UserError
 from common.machine import cpu_count, make_session
 from common.threads import read_ahead
 from dataset import toy
-from dataset.index import is_list
 from dataset.poses import Estimator
 from dataset.selection import Selection, from_index, unique_labels
 from deeploss import PerceptualLoss, load_weights
+from inference.items import choose_items, groups_of_people, spread
 from inference.metrics import FLAT_WINDOW, PROTOCOLS, SSIM_WINDOW, similarities, ssim_flat51
 from inference.mixing import composite, part_numbers
 from inference.rendering import LateRun, aspect_shape, finite_uint8, open_index, resized, restored, stick_figures
@@ -30,13 +30,14 @@ from inference.tables import (
     appearance_figures,
     tables,
 )
+from training.curves import save_curves
 
 TASKS = ("reconstruction", "transfer", "sampling")
 OWN = ", own size"  # what a task is called where pictures have the aspect of the data set's files
 METRICS = ("ssim", "psnr", "mae", "perceptual_loss")
+TABLE_METRICS = ("ssim", "ssim_flat51", "psnr", "mae", "perceptual_loss")
 SAMPLES = 4  # of every pose
 DEFAULT_SAMPLES = 500  # poses that samples are drawn for
-MAX_POSES = 10  # of one person, that each image of the person is rendered in
 
 
 def evaluate(options, config):
@@ -48,38 +49,35 @@ def evaluate(options, config):
     numbers, pairs, n_pairs_left_out = choose_items(index, options.images)
     poses = spread(numbers, options.samples or DEFAULT_SAMPLES)
     shape = own_shape(config, index) if options.size == "own" else None
-    checkpoint = options.network.checkpoint()
-    step, vgg_weights = checkpoint.step(), load_weights(config["vgg_weights"], config["feature_layers"])
+    networks = options.network.all_steps() if options.every else [options.network]
+    steps = [network.checkpoint().step() for network in networks]
+    vgg_weights = load_weights(config["vgg_weights"], config["feature_layers"])
+    by_step = {}
     with contextlib.ExitStack() as stack:
-        renderer = stack.enter_context(restored(options, config))
         compare = stack.enter_context(Comparison(config, vgg_weights))
         compare_own = stack.enter_context(Comparison(config, vgg_weights, shape)) if shape else None
-        joints = JointFinder(stack.enter_context(Estimator()), index.aspect())
+        features = stack.enter_context(AppearanceFeatures(config))
+        estimator = stack.enter_context(Estimator())
         late = stack.enter_context(LateRun(options, config, "evaluation"))
-        evaluation = Evaluation(config, index, renderer, compare, late=late, save=options.save, joints=joints,
-                                joints_of=poses, compare_own=compare_own)
-        with progress_bar(total=len(numbers) + len(pairs) + len(poses), unit="image") as bar:
-            evaluation.of_images(numbers, pairs, bar)
-            if late.is_made:
-                evaluation.of_samples(poses, bar)
-        if not late.is_made:
-            raise UserError(f"no image of the test split can be read: {evaluation.left_out[0]}")
-        run, metrics = late.run(), evaluation.metrics()
-        metrics["joints"] = {"why_not": joints.why_not} if joints.why_not else joints.figures()
-        metrics["consistency"] = evaluation.consistency(numbers)
-        run.write("metrics.json", json.dumps({
-            **metrics, "protocols": PROTOCOLS, "checkpoint": checkpoint.name, "step": step,
-            "data_index": config["data_index"], "left_out": evaluation.left_out,
-            "pairs_left_out": n_pairs_left_out, "config": config}, indent=2).encode())
-        for line in table(metrics) + tables(metrics):
-            run.say(line)
-        if evaluation.left_out:
-            run.say(f"left out, as they could not be read: {len(evaluation.left_out)} images, which metrics.json names")
-        if n_pairs_left_out:
-            run.say(f"left out: {n_pairs_left_out} pairs in which not both are test images with hips and shoulders")
-        report_toy(config, index, run, load=evaluation.load, renderer=renderer)
-        report_toy_mixes(config, index, run, renderer=renderer)
-        run.say(f"the figures are in {run.path('metrics.json')}")
+        for step, network in zip(steps, networks):
+            with restored(network, config) as renderer:
+                evaluation = Evaluation(config, index, renderer, compare, late=late, save=options.save,
+                                        joints=JointFinder(estimator, index.aspect()), joints_of=poses,
+                                        compare_own=compare_own)
+                metrics = by_step[step] = evaluation.measure(numbers, pairs, poses, features)
+                run = late.run()
+                name = f"metrics_{step}.json" if options.every else "metrics.json"
+                run.write(name, json.dumps({
+                    **metrics, "protocols": PROTOCOLS, "checkpoint": network.name, "step": step,
+                    "data_index": config["data_index"], "left_out": evaluation.left_out,
+                    "pairs_left_out": n_pairs_left_out, "config": config}, indent=2).encode())
+                if not options.every:
+                    say_figures(run, metrics, evaluation.left_out, n_pairs_left_out)
+                    report_toy(config, index, run, load=evaluation.load, renderer=renderer)
+                    report_toy_mixes(config, index, run, renderer=renderer)
+        if options.every:
+            say_every(run, by_step)
+        run.say(f"the figures are in {run.path(name)}")
 
 
 def own_shape(config, index):
@@ -90,22 +88,11 @@ def own_shape(config, index):
     return shape
 
 
-def choose_items(index, n_images=None):
-    """(numbers of test images, (P, 2) pairs of them, how many pairs of the index are left out): what is evaluated.
-
-    n_images: the first so many of a fixed shuffle, and the pairs whose pose is one of these; None takes all.
-    """
-    numbers, (pairs, n_left_out) = index.usable("test"), find_pairs(index)
-    if n_images is not None and n_images < len(numbers):
-        numbers = np.sort(np.random.RandomState(0).permutation(numbers)[:n_images])
-        pairs = pairs[np.isin(pairs[:, 1], numbers)]
-    return numbers, pairs, n_left_out
-
-
 class Comparison:
     """compare(pictures, pairs): how alike pictures (k, S, S, 3) uint8 are, by pairs (m, 2) of their numbers.
 
-    shape: (width, height) that the pictures are resized to before; by default they stay as they are.
+    vgg_weights: None leaves out what takes long, perceptual_loss and ssim_flat51. shape: (width, height) that the
+    pictures are resized to before; by default they stay as they are.
 
     A graph and a session of its own, in float32: rewritten for mixed precision, SSIM would be off in the third decimal.
     """
@@ -115,12 +102,16 @@ class Comparison:
         with tf.Graph().as_default() as graph:
             self._pictures = tf.placeholder(tf.uint8, (None, self.shape[1], self.shape[0], 3))
             self._pairs = tf.placeholder(tf.int32, (None, 2))
-            self._loss = PerceptualLoss(vgg_weights, config["feature_layers"], config["feature_weights"],
-                                        config["gram_weights"])
-            self._metrics = self._compare(tf.cast(self._pictures, tf.float32), self._pairs)
+            pictures = tf.cast(self._pictures, tf.float32)
+            self._metrics = similarities(*[tf.gather(pictures, self._pairs[:, side]) for side in range(2)])
+            if vgg_weights is not None:
+                loss = PerceptualLoss(vgg_weights, config["feature_layers"], config["feature_weights"],
+                                      config["gram_weights"])
+                self._metrics["perceptual_loss"] = self._compare_features(loss, pictures)
             graph.finalize()
             self._session = make_session(dict(config, precision="float32"))
-        self._session.run(self._loss.load_op, self._loss.load_feed)
+        if vgg_weights is not None:
+            self._session.run(loss.load_op, loss.load_feed)
 
     def __enter__(self):
         return self
@@ -128,18 +119,16 @@ class Comparison:
     def __exit__(self, *unused):
         self._session.close()
 
-    def _compare(self, pictures, pairs):
-        features = self._loss.features(pictures / 127.5 - 1)  # once for each picture
-        real, made = (tf.gather(pictures, pairs[:, side]) for side in range(2))
-        of_real, of_made = ([tf.gather(values, pairs[:, side]) for values in features] for side in range(2))
-        return dict(similarities(real, made), perceptual_loss=self._loss.per_image(of_real, of_made))
+    def _compare_features(self, loss, pictures):
+        features = loss.features(pictures / 127.5 - 1)  # once for each picture
+        return loss.per_image(*[[tf.gather(values, self._pairs[:, side]) for values in features] for side in range(2)])
 
     def __call__(self, pictures, pairs, metrics=METRICS):
         """{metric: (m,) floats}; ssim_flat51 too where all metrics are asked for and pictures are large enough."""
         pictures = np.stack([resized(picture, self.shape) for picture in pictures])
-        figures = self._session.run({name: self._metrics[name] for name in metrics},
+        figures = self._session.run({name: self._metrics[name] for name in metrics if name in self._metrics},
                                     {self._pictures: pictures, self._pairs: pairs})
-        if metrics == METRICS and min(self.shape) >= FLAT_WINDOW:
+        if "perceptual_loss" in self._metrics and metrics == METRICS and min(self.shape) >= FLAT_WINDOW:
             real, made = (pictures[np.asarray(pairs)[:, side]] for side in range(2))
             figures["ssim_flat51"] = ssim_flat51(real, made)
         return figures
@@ -148,12 +137,12 @@ class Comparison:
 class Evaluation:
     """Goes through images and pairs of images, a batch in memory at a time.
 
-    late: a LateRun, whose run is made when the first images have been read. save: whether pictures are saved to it.
-    joints: a JointFinder that sees what is made in the poses of the images `joints_of`. compare_own: another
+    late: a LateRun, whose run is made when the first images have been read, or None. save: whether pictures are saved
+    to it. joints: a JointFinder that sees what is made in the poses of the images `joints_of`. compare_own: another
     Comparison, in the aspect of the data set's files. left_out: why images could not be read.
     """
 
-    def __init__(self, config, index, renderer, compare, *, late, save, joints=None, joints_of=(),
+    def __init__(self, config, index, renderer, compare, *, late=None, save=False, joints=None, joints_of=(),
                  compare_own=None):
         self._config, self._joints, self._joints_of = config, joints, set(np.asarray(joints_of).tolist())
         self.load = Loader(index, config["spatial_size"], config["box_factor"])
@@ -163,6 +152,22 @@ class Evaluation:
         self._labels = unique_labels(index.images) if save else None
         self._saved = collections.Counter()
         self._moments = {}  # of (task, metric): number, sum and sum of squares
+
+    def measure(self, numbers, pairs, poses, features):
+        """All figures of these images and pairs of the index, as in metrics.json.
+
+        poses: numbers of the images whose poses samples are drawn for. features: AppearanceFeatures. Raises UserError
+        where no image can be read.
+        """
+        with progress_bar(total=len(numbers) + len(pairs) + len(poses), unit="image") as bar:
+            self.of_images(numbers, pairs, bar)
+            if not self._moments:
+                raise UserError(f"no image of the test split can be read: {self.left_out[0]}")
+            self.of_samples(poses, bar)
+        metrics, why_not = self.metrics(), self._joints.why_not
+        metrics["joints"] = {"why_not": why_not} if why_not else self._joints.figures()
+        metrics["consistency"] = self.consistency(numbers, features)
+        return metrics
 
     def of_images(self, numbers, pairs, bar):
         """Reconstructions of these images of the index, and transfers of the first image's appearance to the second's
@@ -178,7 +183,8 @@ class Evaluation:
             examples = {number: found for number, found in zip(people, loaded) if found is not None}
             targets = [number for number in chunk if number in examples]
             if targets:
-                self.late.run()
+                if self.late is not None:
+                    self.late.run()
                 self._compare(targets, [(source, target) for target in targets for source in sources[target]
                                         if source in examples], examples)
             bar.update(len(chunk) + sum(len(sources[target]) for target in chunk))
@@ -225,23 +231,24 @@ class Evaluation:
             self._save("sample", chunk, samples[0])
             bar.update(n)
 
-    def consistency(self, numbers):
+    def consistency(self, numbers, features):
         """Figures of how much appearances change with the pose, of test images with these numbers; or why not."""
-        try:
-            features = AppearanceFeatures(self._config)
-        except UserError as error:
-            return {"why_not": str(error)}
+        if features.why_not:
+            return {"why_not": features.why_not}
         index = self.load.index
-        sticks = stick_figures(index.joints[spread(numbers, POSES)], self.renderer.size)
-        people = [found for found in map(self._read, spread(numbers, APPEARANCES)) if found is not None]
-        latents = self.renderer.encode(_stacked(people))
-        made = [features(finite_uint8(self.renderer.render([z[i:i + 1] for z in latents], sticks)))
-                for i in range(len(people))]
+        made = self.made_features(numbers, features, APPEARANCES)
         training = self._features_of(features, spread(index.usable("train"), NEIGHBOUR_IMAGES))
         groups = [[self._features_of(features, group) for group in one_or_more] for one_or_more in
                   groups_of_people(index, numbers)]
-        features.close()
         return appearance_figures(made, training, *[[rows for rows in group if len(rows) > 1] for group in groups])
+
+    def made_features(self, numbers, features, n):
+        """Features (POSES, d) of n of these test images, each rendered in the same poses: a list."""
+        sticks = stick_figures(self.load.index.joints[spread(numbers, POSES)], self.renderer.size)
+        people = [found for found in map(self._read, spread(numbers, n)) if found is not None]
+        latents = self.renderer.encode(_stacked(people))
+        return [features(finite_uint8(self.renderer.render([z[i:i + 1] for z in latents], sticks)))
+                for i in range(len(people))]
 
     def _features_of(self, features, numbers):
         """Features (k, d) of the images with these numbers that can be read."""
@@ -301,109 +308,73 @@ def _stacked(examples):
     return Examples(*[np.concatenate(arrays) for arrays in zip(*examples)])
 
 
-def spread(numbers, n):
-    """n of these numbers, or all, evenly spread."""
-    return numbers[np.unique(np.linspace(0, len(numbers) - 1, n).round().astype(int))] if n < len(numbers) else numbers
-
-
-# ---------------------------------------------------------------------------------------------- pairs of one person
-
-def find_pairs(index):
-    """((P, 2) int64, how many pairs are left out): usable test images of one person, from and to.
-
-    They are the index's `pairs` or, without those, each image with others of the same `person`. Raises UserError where
-    these are not what they should be.
-    """
-    usable = np.zeros(len(index.images), bool)
-    usable[index.usable("test")] = True
-    if "pairs" in index.extra:
-        pairs = given_pairs(index)
-        kept = pairs[usable[pairs].all(axis=1)]
-        return kept, len(pairs) - len(kept)
-    if "person" in index.extra:
-        return pairs_of_one_person(index, np.flatnonzero(usable)), 0
-    return np.zeros((0, 2), np.int64), 0
-
-
-def given_pairs(index):
-    """The index's `pairs`, (P, 2) int64. Raises UserError."""
-    n, pairs = len(index.images), as_whole_numbers(index.extra["pairs"], n_columns=2)
-    are_numbers_of_images = pairs is not None and ((pairs >= 0) & (pairs < n)).all()
-    if not are_numbers_of_images:
-        raise UserError(f"{index.path}: pairs: expected pairs of numbers from 0 to {n - 1}, "
-                        f"found {shown(index.extra['pairs'])}")
-    return pairs
-
-
-def pairs_of_one_person(index, numbers):
-    """Each of these images with the next ones of the same person, at most MAX_POSES, the last with the first again.
-
-    (P, 2) int64. Raises UserError.
-    """
-    n, people = len(index.images), as_whole_numbers(index.extra["person"])
-    if people is None or len(people) != n:
-        raise UserError(f"{index.path}: person: expected {n} whole numbers, found {shown(index.extra['person'])}")
-    images = collections.defaultdict(list)
-    for number in numbers:
-        images[people[number]].append(number)
-    pairs = []
-    for of_one in images.values():
-        n_poses = min(MAX_POSES, len(of_one) - 1)
-        pairs += [(a, of_one[(i + k) % len(of_one)]) for i, a in enumerate(of_one) for k in range(1, n_poses + 1)]
-    return np.array(pairs, np.int64).reshape(-1, 2)
-
-
-def as_whole_numbers(values, n_columns=None):
-    """Values of an index as (n,) int64 or, with n_columns, as (n, n_columns); None where they are something else."""
-    shape = (-1, n_columns) if n_columns else (-1,)
-    if isinstance(values, np.ndarray):
-        fits = values.dtype.kind in "iu" and values.ndim == len(shape) and values.shape[1:] == shape[1:]
-        return values.astype(np.int64).reshape(shape) if fits or not values.size else None
-    if not is_list(values):
-        return None
-    rows = values if n_columns else [values]
-    # Looked at before numpy is asked: lists that hold one another many times over would fill the memory.
-    for row in rows:
-        fits = is_list(row) and (n_columns is None or len(row) == n_columns)
-        if not fits or not all(isinstance(value, (int, np.integer)) and abs(value) < 2**62 for value in row):
-            return None
-    return np.array(values, np.int64).reshape(shape)
-
-
-def groups_of_people(index, numbers):
-    """Groups of up to POSES test images: of one person each, and of different people; none if people are not known."""
-    people = as_whole_numbers(index.extra.get("person"))
-    if people is None or len(people) != len(index.images):
-        return [], []
-    images = collections.defaultdict(list)
-    for number in numbers.tolist():
-        images[people[number]].append(number)
-    of_one = [group[:POSES] for group in images.values() if len(group) > 1][:APPEARANCES]
-    firsts = [group[0] for group in images.values()]
-    of_different = [firsts[start:start + POSES] for start in range(0, len(firsts) - POSES + 1, POSES)][:APPEARANCES]
-    return of_one, of_different
-
-
 # ---------------------------------------------------------------------------------------------- what is said
+
+def say_figures(run, metrics, left_out, n_pairs_left_out):
+    """Prints what evaluate measured, and says what it left out."""
+    for line in table(metrics) + tables(metrics):
+        run.say(line)
+    if left_out:
+        run.say(f"left out, as they could not be read: {len(left_out)} images, which metrics.json names")
+    if n_pairs_left_out:
+        run.say(f"left out: {n_pairs_left_out} pairs in which not both are test images with hips and shoulders")
+
+
+def say_every(run, by_step):
+    """Prints the figures of several checkpoints, {step: metrics}, and draws them: every.png."""
+    by_step = {step: means(metrics) for step, metrics in by_step.items()}
+    names = list(dict.fromkeys(name for found in by_step.values() for name in found))
+    run.say(f"{'step':28}" + "".join(f"{step:>10}" for step in by_step))
+    curves = {}
+    for name in names:
+        steps = [step for step in by_step if name in by_step[step]]
+        values = [by_step[step][name] for step in steps]
+        curves[f"eval_{name}"] = np.array(steps), np.array(values)
+        cells = [f"{found[name]:.4g}" if name in found else "" for found in by_step.values()]
+        run.say((f"{name:28}" + "".join(f"{cell:>10}" for cell in cells)).rstrip())
+    save_curves({"": curves}, run.path("every.png"))
+    run.say(f"as a picture: {run.path('every.png')}")
+
+
+def means(metrics):
+    """{"ssim_transfer": 0.4, ...}: the means that one follows over a training, without those of samples."""
+    found = {}
+    for task in TASKS[:2]:
+        for metric in TABLE_METRICS:
+            if metrics[task] and metric in metrics[task]:
+                found[f"{metric}_{task}"] = metrics[task][metric]["mean"]
+    for task, figures in metrics.get("joints", {}).items():
+        if task != "why_not" and figures["error"] is not None:
+            found[f"joints_{task}"] = figures["error"]
+    if "std" in metrics.get("consistency", {}):
+        found["consistency"] = metrics["consistency"]["std"]
+    return found
+
 
 def table(metrics):
     """The figures as lines of text: mean +- standard deviation over images."""
-    found_names = {name for task in TASKS if metrics[task] for name in metrics[task]}
-    names = [name for name in METRICS[:1] + ("ssim_flat51",) + METRICS[1:] if name in found_names]
+    own = {task: found for task, found in sorted(metrics["own_size"].items()) if task != "pixels"}
+    lines = rows({**{task: metrics[task] for task in TASKS}, **own})
+    if own:
+        width, height = metrics["own_size"]["pixels"]
+        lines.append(f"own size: {width} x {height} pixels, the aspect of the data set's files")
+    if "ssim_flat51" not in lines[0]:
+        lines.append(f"ssim_flat51 is left out: pictures are smaller than its window of {FLAT_WINDOW} pixels")
+    lines.append("sampling: between samples of the same pose; mae in levels of 0 to 255, psnr in dB")
+    return lines
+
+
+def rows(of_tasks):
+    """{task: figures, or None} as lines of text, a header first."""
+    found_names = {name for found in of_tasks.values() if found for name in found}
+    names = [name for name in TABLE_METRICS if name in found_names]
     lines = [f"{'task':24} {'n':>7}" + "".join(f"{name:>22}" for name in names)]
-    for task in TASKS + tuple(sorted(set(metrics["own_size"]) - {"pixels"})):
-        found = metrics["own_size"][task] if task.endswith(OWN) else metrics[task]
+    for task, found in of_tasks.items():
         if found is None:
             lines.append(f"{task:24} {'none':>7}")
             continue
         cells = [f"{found[name]['mean']:.4g} +- {found[name]['std']:.3g}" if name in found else "" for name in names]
         lines.append((f"{task:24} {found['n']:7}" + "".join(f"{cell:>22}" for cell in cells)).rstrip())
-    if metrics["own_size"]:
-        width, height = metrics["own_size"]["pixels"]
-        lines.append(f"own size: {width} x {height} pixels, the aspect of the data set's files")
-    if "ssim_flat51" not in names:
-        lines.append(f"ssim_flat51 is left out: pictures are smaller than its window of {FLAT_WINDOW} pixels")
-    lines.append("sampling: between samples of the same pose; mae in levels of 0 to 255, psnr in dB")
     return lines
 
 

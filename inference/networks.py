@@ -29,7 +29,7 @@ from common.machine import make_session
 from dataset import toy
 from dataset.index import Index
 from nn import Pass
-from training.checkpoints import Checkpoint, CheckpointSaver, find_checkpoint
+from training.checkpoints import Checkpoint, CheckpointSaver, checkpoints_in, find_checkpoint
 from training.config import dump_config
 from training.graphs import make_network
 from training.runs import tile, to_uint8
@@ -68,6 +68,14 @@ class Network(collections.namedtuple("Network", "name prefix folder")):
         """Its Checkpoint. Raises UserError."""
         return Checkpoint(self.prefix, self.name)
 
+    def all_steps(self):
+        """The Networks of all checkpoints of its run folder, the best one's too, by step. Raises UserError."""
+        if self.name != self.prefix:
+            raise UserError(f"--every: expected --checkpoint to name a run folder, found {shown(self.name, 1000)}")
+        folder = os.path.dirname(self.prefix)
+        prefixes = {**checkpoints_in(folder, "best"), **checkpoints_in(folder)}
+        return [self._replace(name=prefixes[step], prefix=prefixes[step]) for step in sorted(prefixes)]
+
     def aspect(self, config):
         """Width / height of the pictures that it was trained on; of older runs as the index has them, or else 1."""
         path = os.path.join(self.folder, DETAILS)
@@ -94,18 +102,19 @@ def details_of(aspect):
 
 
 @contextlib.contextmanager
-def open_network(name):
+def open_network(name, best=False):
     """The Network of a checkpoint prefix, a folder of checkpoints, a run folder, a network file, or an http(s) URL.
 
-    Archives are unpacked into a folder that goes with the block. Raises UserError.
+    best: of a run's checkpoints, the one with the best score instead of the newest. Archives are unpacked into a folder
+    that goes with the block. Raises UserError.
     """
     path = _fetch(name) if re.match(r"https?://", name) else name
     if not os.path.isfile(path) or re.search(r"\.(index|meta|data-\d+-of-\d+)$", path):
-        prefix = find_checkpoint(path)
+        prefix = find_checkpoint(path, best)
         yield Network(prefix, prefix, os.path.dirname(os.path.dirname(os.path.abspath(prefix))))
         return
     with tempfile.TemporaryDirectory(prefix="vunet-") as folder:
-        yield Network(name, unpack(path, folder, name), folder)
+        yield Network(name, unpack(path, folder, name, best), folder)
 
 
 def _fetch(name):
@@ -130,7 +139,7 @@ def _fetch(name):
 
 # ---------------------------------------------------------------------------------------------- archives
 
-def unpack(path, folder, name):
+def unpack(path, folder, name, best=False):
     """Copies what this program needs of an archive, perhaps a stranger's, into a folder; returns a checkpoint's prefix.
 
     Only a checkpoint, config.yaml and network.json leave it, under names of our own. Raises UserError.
@@ -138,7 +147,7 @@ def unpack(path, folder, name):
     try:
         with _open_archive(path) as archive:
             files = archive.files()
-            prefix = _choose_prefix(files)
+            prefix = _choose_prefix(files, best)
             levels = VARIABLES.count("/") + 1 if is_exported(prefix) else 2
             home = "".join(f"{folder}/" for folder in prefix.split("/")[:-levels])
             wanted = {file: f"checkpoints/network{file[len(prefix):]}" for file in files
@@ -230,17 +239,23 @@ class _Bounded:
         return self._file.read(n)
 
 
-def _choose_prefix(files):
-    """The prefix of the checkpoint among the names of files: a network file's, the newest of a run, or the only one."""
+def _choose_prefix(files, best):
+    """The prefix of the checkpoint among the names of files: a network file's, the newest of a run, or the only one.
+
+    best: a run's best one.
+    """
     prefixes = [file[:-len(".index")] for file in files
                 if file.endswith(".index") and not file.startswith("__MACOSX/")]
     exported = [prefix for prefix in prefixes if is_exported(prefix)]
-    if len(exported) == 1:
+    if len(exported) == 1 and not best:
         return exported[0]
-    steps = {prefix: re.search(r"(?:^|/)model\.ckpt-(\d{1,12})$", prefix) for prefix in prefixes}
+    stem = "best" if best else r"model\.ckpt"
+    steps = {prefix: re.search(rf"(?:^|/){stem}-(\d{{1,12}})$", prefix) for prefix in prefixes}
     numbered = [prefix for prefix in prefixes if steps[prefix]]
     if numbered:
         return max(numbered, key=lambda prefix: int(steps[prefix].group(1)))
+    if best:
+        raise UserError("--best: there is no best checkpoint in it, best-<step>.index")
     if len(prefixes) != 1:
         raise UserError(f"expected one checkpoint in it, an .index file, found {len(prefixes)}")
     return prefixes[0]

@@ -27,9 +27,9 @@ MAX_GIF_FPS = 50.0  # browsers slow down frames of less than 20 ms
 
 
 @contextlib.contextmanager
-def restored(options, config):
-    """A Renderer with the weights of the checkpoint that the options name."""
-    checkpoint = options.network.checkpoint()
+def restored(network, config):
+    """A Renderer with the weights of a Network."""
+    checkpoint = network.checkpoint()
     with tf.Graph().as_default():
         shapes = Loader(None, config["spatial_size"], config["box_factor"]).shapes()
         tensors = make_rendering_tensors(config, shapes)
@@ -100,7 +100,7 @@ def transfer(options, config):
         jobs = transfer_jobs(options, config, finder)
     shape = output_shape(options, config, [selection for job in jobs for selection in job])
     n_pictures = sum(len(people) * len(poses) for people, poses in jobs)
-    with restored(options, config) as renderer, LateRun(options, config, "transfer", finder.notes) as late, \
+    with restored(options.network, config) as renderer, LateRun(options, config, "transfer", finder.notes) as late, \
             progress_bar(total=n_pictures, unit="picture") as bar:
         try:
             for i, (people, poses) in enumerate(jobs):
@@ -219,7 +219,7 @@ def stick_figures(joints, size):
 def sample(options, config):
     """Saves grids of poses of the test split, each with somebody from the prior beside it."""
     batches = first_batches(open_index(config), config, options.batches or DEFAULT_BATCHES)
-    with restored(options, config) as renderer, LateRun(options, config, "test") as late:
+    with restored(options.network, config) as renderer, LateRun(options, config, "test") as late:
         for i, poses in enumerate(progress_bar(batches, unit="batch")):
             sticks = stick_figures(poses.joints, renderer.size)
             pictures = finite_uint8(renderer.sample(sticks, i))
@@ -241,7 +241,7 @@ def animate(options, config):
     joints, fps = poses_in_motion(options, poses)
     width, height = shape = output_shape(options, config, [people, poses])
     has_gif = len(joints) * 3 * size**2 <= MAX_PIXELS  # all of a GIF is held
-    with restored(options, config) as renderer, LateRun(options, config, "animation", finder.notes) as late:
+    with restored(options.network, config) as renderer, LateRun(options, config, "animation", finder.notes) as late:
         change = Change(list(encoded(renderer, people, config)), len(joints))
         run, of_gif = late.run(), []
 

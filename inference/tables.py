@@ -59,15 +59,21 @@ class JointFinder:
 class AppearanceFeatures:
     """features(pictures): CONSISTENCY_LAYER of VGG19 of pictures (k, S, S, 3) uint8, averaged over positions, (k, 512).
 
-    Raises UserError where there are no weights for it.
+    why_not: why there are none, or None.
     """
 
     def __init__(self, config):
+        self.why_not = self._session = None
         size = config["spatial_size"]
         if size < smallest_picture(CONSISTENCY_LAYER):
-            raise UserError(f"{CONSISTENCY_LAYER}: expected pictures of {smallest_picture(CONSISTENCY_LAYER)} pixels "
+            self.why_not = (f"{CONSISTENCY_LAYER}: expected pictures of {smallest_picture(CONSISTENCY_LAYER)} pixels "
                             f"or more, found {size}")
-        weights = load_weights(config["vgg_weights"], [CONSISTENCY_LAYER])
+            return
+        try:
+            weights = load_weights(config["vgg_weights"], [CONSISTENCY_LAYER])
+        except UserError as error:
+            self.why_not = str(error)
+            return
         with tf.Graph().as_default():
             self._pictures = tf.placeholder(tf.uint8, (None, size, size, 3))
             # Fed once, as variables: constants would weigh 80 MB in the graph.
@@ -79,11 +85,15 @@ class AppearanceFeatures:
             self._session.run([variable.initializer for variable in variables.values()],
                               {values[name]: weights[name] for name in values})
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *unused):
+        if self._session is not None:
+            self._session.close()
+
     def __call__(self, pictures):
         return self._session.run(self._features, {self._pictures: pictures})
-
-    def close(self):
-        self._session.close()
 
 
 def appearance_figures(of_made, of_training, of_one_person, of_different_people):

@@ -93,7 +93,8 @@ def test_a_checkpoint_holds_model_slots_powers_and_step(trained):
 
 @pytest.mark.slow
 def test_training_killed_and_resumed_equals_training_undisturbed(program, small_config, tmp_path):
-    config = small_config(lr_decay_end=40, lr_decay_begin=10, ckpt_freq=20, log_freq=100, test_freq=100)
+    config = small_config(lr_decay_end=40, lr_decay_begin=10, ckpt_freq=20, log_freq=100, test_freq=100, eval_freq=5,
+                          eval_images=4)
     straight = program("--config", config, "--log_dir", "straight")
     assert straight.returncode == 0, straight.stderr
 
@@ -110,11 +111,14 @@ def test_training_killed_and_resumed_equals_training_undisturbed(program, small_
 
     resumed = program("--config", config, "--log_dir", "resumed", "--checkpoint", killed)
     assert resumed.returncode == 0 and "from step 20 to 40" in resumed.stdout, resumed.stderr
-    expected = tensors(find_checkpoint(str(only_run(tmp_path / "straight"))))
-    found = tensors(find_checkpoint(str(only_run(tmp_path / "resumed"))))
-    assert expected["global_step"] == 40 and set(expected) == set(found)
-    for name in expected:
-        assert expected[name].tobytes() == found[name].tobytes(), name
+    for best in (False, True):
+        expected, found = (tensors(find_checkpoint(str(only_run(tmp_path / name)), best))
+                           for name in ("straight", "resumed"))
+        assert (best or expected["global_step"] == 40) and set(expected) == set(found)
+        for name in expected:
+            assert expected[name].tobytes() == found[name].tobytes(), name
+    scores = [(only_run(tmp_path / name) / "checkpoints" / "best.json").read_text() for name in ("straight", "resumed")]
+    assert scores[0] == scores[1]
 
 
 @pytest.mark.slow

@@ -17,8 +17,9 @@ from common.errors import UserError
 from dataset.index import Index, load_image
 from dataset.toy import draw, make_person, make_pose
 from deeploss import PerceptualLoss, load_weights
-from inference import evaluation
-from inference.evaluation import Comparison, Evaluation, choose_items, find_pairs, spread
+from inference import evaluation, tables
+from inference.evaluation import Comparison, Evaluation
+from inference.items import choose_items, find_pairs, spread
 from inference.metrics import consistency
 from inference.tables import AppearanceFeatures
 from training.config import load_config
@@ -134,11 +135,11 @@ def test_tables_that_cannot_be_had_are_left_out_with_the_reason(trained, tmp_pat
         def __call__(self, image):
             raise UserError("MediaPipe is not there")
 
-    def no_weights(config):
+    def no_weights(vgg_weights, layers):
         raise UserError("no weights for block5")
 
     monkeypatch.setattr(evaluation, "Estimator", Missing)
-    monkeypatch.setattr(evaluation, "AppearanceFeatures", no_weights)
+    monkeypatch.setattr(tables, "load_weights", no_weights)
     metrics, _ = evaluate(trained[0], tmp_path / "log", "--images", 2)
     assert metrics["joints"] == {"why_not": "MediaPipe is not there"}
     assert metrics["consistency"] == {"why_not": "no weights for block5"}
@@ -149,13 +150,9 @@ def test_tables_that_cannot_be_had_are_left_out_with_the_reason(trained, tmp_pat
 
 def test_one_person_is_more_consistent_than_several(small_config):
     config = load_config(small_config(spatial_size=64))
-    features = AppearanceFeatures(config)
-
-    def of(people):
-        return features(np.stack([draw(make_person(0, person), make_pose(0, k))[0] for k, person in enumerate(people)]))
-
-    same, different = of([3] * 8), of(range(8))
-    features.close()
+    with AppearanceFeatures(config) as features:
+        same, different = [features(np.stack([draw(make_person(0, person), make_pose(0, k))[0]
+                                              for k, person in enumerate(people)])) for people in ([3] * 8, range(8))]
     assert consistency([same])["std"] < 0.7 * consistency([different])["std"]
 
 

@@ -154,7 +154,7 @@ def test_the_saved_model_runs_without_this_code(exported, toy, tmp_path):
         class Options:
             pass
         Options.network = network
-        with restored(Options, config) as renderer:
+        with restored(Options.network, config) as renderer:
             picture = renderer.transfer(batch, batch.stick)
             sample = renderer.sample(batch.stick, 1)
     has_part = batch.has_part.repeat(3, axis=-1)[:, np.newaxis, np.newaxis]

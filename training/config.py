@@ -10,6 +10,7 @@ from common.errors import UserError, reason, shown
 from deeploss import LAYERS, smallest_picture
 
 MAX_LENGTH = 100000  # characters of a file; what YAML makes of long numbers takes long
+MIN_EVAL_SIZE = 16  # SSIM looks at windows of 11 pixels
 
 
 class Key:
@@ -33,9 +34,12 @@ def _positive_integer(default=None):
     return Key("a positive whole number", lambda value: _is_integer(value, 1), default)
 
 
+def _count(default=None):
+    return Key("a whole number, 0 or more", lambda value: _is_integer(value, 0), default)
+
+
 _WEIGHTS = Key("a list of numbers, 0 or more",
                lambda value: isinstance(value, list) and bool(value) and all(_is_number(v) for v in value))
-_COUNT = Key("a whole number, 0 or more", lambda value: _is_integer(value, 0))
 
 KEYS = {
     # data
@@ -47,15 +51,15 @@ KEYS = {
     # network
     "spatial_size": Key("a power of two, 4 or more",
                         lambda value: _is_integer(value, 4) and value & (value - 1) == 0),
-    "box_factor": _COUNT,
-    "bottleneck_factor": _COUNT,
+    "box_factor": _count(),
+    "bottleneck_factor": _count(),
     "n_filters": _positive_integer(32),
     "max_filters": _positive_integer(128),
     "drop_prob": Key("a number from 0 up to but not including 1",
                      lambda value: _is_number(value) and value < 1),
     # optimisation
     "lr": Key("a positive number", lambda value: _is_number(value) and value > 0),
-    "lr_decay_begin": _COUNT,
+    "lr_decay_begin": _count(),
     "lr_decay_end": _positive_integer(),
     "kl_weight_end": Key("a number, 1e-6 or more", lambda value: _is_number(value, 1e-6), 1.0),
     # speed
@@ -70,6 +74,8 @@ KEYS = {
     "log_freq": _positive_integer(),
     "ckpt_freq": _positive_integer(),
     "test_freq": _positive_integer(),
+    "eval_freq": _count(0),
+    "eval_images": _positive_integer(200),
 }
 
 
@@ -158,6 +164,8 @@ def _contradictions(config):
         yield "feature_weights", "one weight or Gram weight above 0 at least, or nothing would be learnt"
     if config["lr_decay_begin"] >= config["lr_decay_end"]:
         yield "lr_decay_begin", f"less than lr_decay_end, {config['lr_decay_end']}"
+    if config["eval_freq"] and size < MIN_EVAL_SIZE:
+        yield "eval_freq", f"0 for spatial_size {size}, as SSIM needs pictures of {MIN_EVAL_SIZE} pixels"
     if config["n_filters"] > config["max_filters"]:
         yield "n_filters", f"at most max_filters, {config['max_filters']}"
 

@@ -7,9 +7,11 @@ import numpy as np
 
 from common.errors import UserError, reason
 
-# The panels: a scalar each, or those of its name with a number; LOG of them on a logarithmic axis.
+# The panels: a scalar each, or those of its name with a number or task; LOG of them on a logarithmic axis.
 PANELS = ("loss", "likelihood_loss", "kl_loss", "kl_weight", "learning_rate", "gradient_norm", "vgg_loss", "gram_loss",
-          "images_per_s")
+          "images_per_s", "eval_ssim", "eval_ssim_flat51", "eval_psnr", "eval_mae", "eval_perceptual_loss",
+          "eval_joints", "eval_consistency")
+RESULT_PANELS = ("loss", "likelihood_loss", "kl_loss", "eval_ssim")
 LOG = ("loss", "likelihood_loss", "kl_loss", "kl_weight", "gradient_norm", "vgg_loss", "gram_loss")
 MAX_PIXELS = 1600  # of a side of the transfers in result.png
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#e377c2", "#7f7f7f")
@@ -35,11 +37,14 @@ def read_curves(run):
             found.setdefault(name, []).append(float(value))
         except ValueError:  # half a number, the last thing that a killed run wrote
             break
-    steps = found.get("global_step", [])
-    if not steps:
+    if not found.get("global_step"):
         raise UserError(f"{path}: has no scalars; expected the log of a training")
-    # They are logged together; of the last step of a killed run some may be missing.
-    return {name: (np.array(steps[:len(values)]), np.array(values[:len(steps)])) for name, values in found.items()}
+    curves = {}
+    for name, values in found.items():
+        steps = found.get("eval_step" if name.startswith("eval_") else "global_step", [])
+        # Logged together; of the last step of a killed run some may be missing.
+        curves[name] = np.array(steps[:len(values)]), np.array(values[:len(steps)])
+    return curves
 
 
 def save_curves(curves, path):
@@ -68,7 +73,7 @@ def save_result(run, transfers):
         curves = {"": read_curves(run.folder)}
     except UserError:  # nothing was logged yet
         curves = {}
-    panels = [panel for panel in ("loss", "likelihood_loss", "kl_loss") if curves and of_panel(curves[""], panel)]
+    panels = [panel for panel in RESULT_PANELS if curves and of_panel(curves[""], panel)]
     if not panels and transfers is None:
         return None
     columns = 1 if transfers is None else 3
@@ -122,4 +127,4 @@ def draw_panel(ax, panel, curves):
 
 def of_panel(of_run, panel):
     """Names of the scalars of a run that belong to a panel."""
-    return sorted(name for name in of_run if re.match(panel + r"(_\d+)?(_valid)?$", name))
+    return sorted(name for name in of_run if re.match(panel + r"(_\d+)?(_valid|_reconstruction|_transfer)?$", name))

@@ -152,7 +152,7 @@ def how_it_ended(error):
 
 def grouped(name):
     """The tag under which TensorBoard shows a scalar beside its like: vgg_loss/vgg_loss_3_valid."""
-    group = re.sub(r"(_\d+)?(_valid)?$", "", name)
+    group = re.sub(r"(_\d+)?(_valid|_reconstruction|_transfer)?$", "", name)
     return f"{group}/{name}"
 
 
