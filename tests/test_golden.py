@@ -156,7 +156,8 @@ def test_data_dependent_initialisation_equals_the_published_one(golden, found):
 
 
 def test_schedules_equal_the_published_ones(golden, graph):
-    config = {"lr": 1e-3, "lr_decay_begin": 1000, "lr_decay_end": 100000, "kl_weight_end": 1.0}
+    config = {"lr": 1e-3, "lr_decay_begin": 1000, "lr_decay_end": 100000, "kl_weight_begin": 1e-6,
+              "kl_weight_end": 1.0, "kl_ramp": [0.5, 0.75]}
     step = tf.placeholder(tf.int32, ())
     schedules = [graphs.learning_rate(step, config), graphs.kl_weight(step, config)]
     with tf.Session() as session:

@@ -38,6 +38,11 @@ def _count(default=None):
     return Key("a whole number, 0 or more", lambda value: _is_integer(value, 0), default)
 
 
+def _is_ramp(value):
+    are_shares = isinstance(value, list) and len(value) == 2 and all(_is_number(share, most=1) for share in value)
+    return are_shares and value[0] <= value[1]
+
+
 _WEIGHTS = Key("a list of numbers, 0 or more",
                lambda value: isinstance(value, list) and bool(value) and all(_is_number(v) for v in value))
 
@@ -61,7 +66,9 @@ KEYS = {
     "lr": Key("a positive number", lambda value: _is_number(value) and value > 0),
     "lr_decay_begin": _count(),
     "lr_decay_end": _positive_integer(),
-    "kl_weight_end": Key("a number, 1e-6 or more", lambda value: _is_number(value, 1e-6), 1.0),
+    "kl_weight_begin": Key("a number, 0 or more", _is_number, 1e-6),
+    "kl_weight_end": Key("a number, 0 or more", _is_number, 1.0),
+    "kl_ramp": Key("two shares of lr_decay_end, from 0 to 1, the smaller first", _is_ramp, [0.5, 0.75]),
     # speed
     "precision": Key("float32 or mixed", lambda value: value in ("float32", "mixed"), "float32"),
     "xla": Key("true or false", lambda value: isinstance(value, bool), False),

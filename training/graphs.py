@@ -12,7 +12,6 @@ from nn import Pass
 from training.cluster import ALONE
 
 ADAM_BETA1, ADAM_BETA2 = 0.5, 0.9
-KL_WEIGHT_BEGIN = 1e-6
 
 
 def make_network(config):
@@ -241,9 +240,9 @@ def learning_rate(step, config):
 
 
 def kl_weight(step, config):
-    """1e-6 through the first half, then up to kl_weight_end at three quarters.
+    """kl_weight_begin up to the first share of lr_decay_end in kl_ramp, then up to kl_weight_end at the second.
 
     With the KL term on from the start the decoder would learn to live off the skip connections, and the code collapse.
     """
-    end = config["lr_decay_end"]
-    return linear(step, begin=end // 2, end=3 * end // 4, start=KL_WEIGHT_BEGIN, stop=config["kl_weight_end"])
+    begin, end = [int(share * config["lr_decay_end"]) for share in config["kl_ramp"]]
+    return linear(step, begin=begin, end=end, start=config["kl_weight_begin"], stop=config["kl_weight_end"])
