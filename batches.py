@@ -1,7 +1,7 @@
 """Stick figures, part crops, and the input pipeline that makes batches of them.
 
     index = Index("data/market/index.p")                                                 # dataset/index.py
-    load = Loader(index, spatial_size=128, box_factor=1)
+    load = Loader(index, spatial_size=128, box_factor=1)                                 # or make_loader(index, config)
     dataset = pipeline(load, BatchOrder(index.usable("train"), batch_size=16, seed=0))   # tf.data, uint8
     examples = to_float(tf.data.make_initializable_iterator(dataset).get_next())         # float32, in [-1, 1]
 
@@ -33,11 +33,12 @@ PARTS = ("torso", "head", "left upper arm", "left lower arm", "right upper arm",
 LIMB_PARTS = ([J[name] for name in ("lshoulder", "lelbow", "rshoulder", "relbow", "lhip", "rhip")],
               [J[name] for name in ("lelbow", "lwrist", "relbow", "rwrist", "lknee", "rknee")])
 
-Examples = collections.namedtuple("Examples", "image stick parts has_part")
-Examples.__doc__ = """What the networks see of one person, or of a batch (then with N in front).
+Examples = collections.namedtuple("Examples", "image shape_image appearance has_part")
+Examples.__doc__ = """What the networks see of one person or thing, or of a batch (then with N in front).
 
-image (S, S, 3); stick, the stick figure (S, S, 3); parts, the crops (s, s, 24), s = S / 2^box_factor, as uint8 or, from
-`to_float`, as float32 in [-1, 1]; has_part (8,) uint8, 0 for a part that cannot be cut out.
+image (S, S, 3); shape_image, the stick figure or another shape (S, S, 3); appearance (s, s, 3 k), k crops or the whole
+picture (k = 1) or nothing (k = 0), s = S / 2^box_factor, as uint8 or, from `to_float`, as float32 in [-1, 1]; has_part
+(k,) uint8, 0 for a part that cannot be cut out.
 """
 
 
@@ -158,27 +159,45 @@ def cut_parts(image, transforms, has_part, s):
 class Loader:
     """load(numbers) -> Examples (uint8, stacked) of these images of the index; called from many threads.
 
-    failure: the UserError of an image that could not be read, None before; TensorFlow passes on only its text.
+    index: an Index, or a Selection. shape: "joints", stick figures, or "picture", the index's shape images. appearance:
+    "parts", "picture" or "none", as in Examples. failure: the UserError of an image that could not be read, None
+    before; TensorFlow passes on only its text.
     """
 
-    def __init__(self, index, spatial_size, box_factor):
+    def __init__(self, index, spatial_size, box_factor, *, shape="joints", appearance="parts"):
         self.index = index
         self.size = spatial_size
         self.part_size = spatial_size // 2**box_factor
+        self.shape, self.appearance = shape, appearance
         self.failure = None
 
     def __call__(self, numbers):
-        joints = self.index.joints[numbers]
-        corners, has_part = part_corners(joints, self.size)
-        transforms = part_transforms(corners, self.part_size)
         try:
             images = [self.index.image(number, self.size) for number in numbers]
+            shape_images = self.shape_images(numbers)
         except UserError as error:
             self.failure = error
             raise
-        return Examples(np.stack(images), np.stack([stick_figure(points, self.size) for points in joints]),
-                        np.stack([cut_parts(image, of_image, there, self.part_size)
-                                  for image, of_image, there in zip(images, transforms, has_part)]), has_part)
+        return Examples(np.stack(images), shape_images, *self._appearances(images, numbers))
+
+    def shape_images(self, numbers):
+        """Shapes (n, S, S, 3) uint8. Raises UserError where an image cannot be read."""
+        if self.shape == "picture":
+            return np.stack([self.index.shape_image(number, self.size) for number in numbers])
+        return np.stack([stick_figure(joints, self.size) for joints in self.index.joints[numbers]])
+
+    def _appearances(self, images, numbers):
+        """(n, s, s, 3 k) and (n, k) uint8: what the encoder sees of these images, and which parts are there."""
+        n, s = len(images), self.part_size
+        if self.appearance == "none":
+            return np.zeros((n, s, s, 0), np.uint8), np.zeros((n, 0), np.uint8)
+        if self.appearance == "picture":
+            return np.stack([cv2.resize(image, (s, s), interpolation=cv2.INTER_AREA) for image in images]), np.ones(
+                (n, 1), np.uint8)
+        corners, has_part = part_corners(self.index.joints[numbers], self.size)
+        transforms = part_transforms(corners, s)
+        return np.stack([cut_parts(image, of_image, there, s)
+                         for image, of_image, there in zip(images, transforms, has_part)]), has_part
 
     def batch(self, numbers):
         """load(numbers) in parallel, for batches that are needed once, outside of the pipeline."""
@@ -189,8 +208,14 @@ class Loader:
 
     def shapes(self):
         """The shapes of Examples of one image."""
-        size, s = self.size, self.part_size
-        return Examples((size, size, 3), (size, size, 3), (s, s, 3 * len(PARTS)), (len(PARTS),))
+        size, s, k = self.size, self.part_size, {"parts": len(PARTS), "picture": 1, "none": 0}[self.appearance]
+        return Examples((size, size, 3), (size, size, 3), (s, s, 3 * k), (k,))
+
+
+def make_loader(index, config):
+    """The Loader of a config."""
+    return Loader(index, config["spatial_size"], config["box_factor"], shape=config["shape"],
+                  appearance=config["appearance"])
 
 
 class BatchOrder:
@@ -239,9 +264,9 @@ def pipeline(load, order, first_batch=0, *, n_batches=None, n_threads=None):
 
 def to_float(examples):
     """Examples as uint8 tensors -> the networks' inputs: float32 in [-1, 1]; parts that are missing are 0."""
-    image, stick, parts = [tf.cast(x, tf.float32) / 127.5 - 1 for x in examples[:3]]
-    has_part = tf.repeat(tf.cast(examples.has_part, tf.float32), 3, axis=-1)  # (N, 24)
-    return Examples(image, stick, parts * has_part[:, tf.newaxis, tf.newaxis], examples.has_part)
+    image, shape_image, appearance = [tf.cast(x, tf.float32) / 127.5 - 1 for x in examples[:3]]
+    has_part = tf.repeat(tf.cast(examples.has_part, tf.float32), 3, axis=-1)  # (N, 3 k)
+    return Examples(image, shape_image, appearance * has_part[:, tf.newaxis, tf.newaxis], examples.has_part)
 
 
 if __name__ == "__main__":

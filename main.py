@@ -28,10 +28,10 @@ from common.console import progress_bar, quiet_stderr
 with quiet_stderr():  # TensorFlow greets on stderr while it is imported
     import tensorflow.compat.v1 as tf
 
-from batches import BatchOrder, Loader, pipeline
+from batches import BatchOrder, make_loader, pipeline
 from common.errors import Parser, UserError, number_above_0, reason, run, whole_number
 from common.machine import make_session, set_up_tensorflow
-from dataset.index import Index
+from dataset.index import open_index
 from deeploss import load_weights
 from inference.evaluation import evaluate, report_toy
 from inference.mixing import mix_item
@@ -139,8 +139,8 @@ def check_options(parser, options):
 # ---------------------------------------------------------------------------------------------- training
 
 def train(options, config):
-    index = Index(config["data_index"], config["allow_outside_images"])
-    load = Loader(index, config["spatial_size"], config["box_factor"])
+    index = open_index(config)
+    load = make_loader(index, config)
     index.usable("test")  # before a cluster forms, bad input has been found
     checkpoint = start_of(options)
     first_step = 0 if checkpoint is None or options.retrain else checkpoint.step()
@@ -322,19 +322,19 @@ class Trainer:
         suffix = "_valid" if prefix else ""
         for k, values in enumerate(means):
             self.run.histogram(f"posterior_means_{k}{suffix}", values, step)
-        samples = self.renderer.sample(batch.stick, step)
-        for name, pictures in (("x", batch.image), ("c", batch.stick), ("sample", to_uint8(reconstructions)),
+        samples = self.renderer.sample(batch.shape_image, step)
+        for name, pictures in (("x", batch.image), ("c", batch.shape_image), ("sample", to_uint8(reconstructions)),
                                ("test_sample", to_uint8(samples))):
             self.run.picture(prefix + name, tile(pictures), step)
         return losses
 
     def draw_tests(self, step):
         """Prior samples and the transfer grid of the test batch."""
-        samples = self.renderer.sample(self.test_batch.stick, step)
-        self.run.picture("testing_cond", tile(self.test_batch.stick), step)
+        samples = self.renderer.sample(self.test_batch.shape_image, step)
+        self.run.picture("testing_cond", tile(self.test_batch.shape_image), step)
         self.run.picture("testing_test_sample", tile(to_uint8(samples)), step)
-        cells = to_uint8(self.renderer.transfers(self.test_batch, self.test_batch.stick))
-        self.transfers = transfer_grid(self.test_batch.stick, self.test_batch.image, cells)
+        cells = to_uint8(self.renderer.transfers(self.test_batch, self.test_batch.shape_image))
+        self.transfers = transfer_grid(self.test_batch.shape_image, self.test_batch.image, cells)
         self.run.picture("transfer", self.transfers, step)
 
     def save(self, step):

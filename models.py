@@ -1,6 +1,6 @@
 """The variational U-Net (Esser, Sutter, Ommer: A Variational U-Net for Conditional Appearance and Shape Generation).
 
-                  part crops                          stick figure
+                  appearance                            shape
                       |                                    |
                    enc_up                               dec_up
                       | skips                              | skips
@@ -8,8 +8,9 @@
                       (means, samples of 2 latents)        |
                                                        dec_params -> picture
 
-Shape enters through the decoder's skip connections; appearance must pass through the latents. All tensors are float32,
-NHWC; pictures, stick figures and crops in [-1, 1]. N is the batch, S the spatial size, s = S / 2^box_factor.
+Shape is a picture, such as a stick figure or edges. It enters through the decoder's skip connections. Appearance, part
+crops or the whole picture, must pass through the latents. All tensors are float32, NHWC; pictures and crops in [-1, 1].
+N is the batch, S the spatial size, s = S / 2^box_factor, k the channels of the appearance (24 for part crops).
 """
 import collections
 
@@ -30,48 +31,55 @@ Decoded.__doc__ = """A picture (N, S, S, 3), not squashed, and the prior's means
 class VUNet:
     """The networks of one configuration; the weights live in the graph, by name, and all passes share them.
 
-    spatial_size: S, a power of two. box_factor: part crops are 2^box_factor smaller. bottleneck_factor: the coarsest
-    feature maps are 2^bottleneck_factor pixels wide. n_filters, max_filters: at full size and at most.
+    spatial_size: S, a power of two. box_factor: the appearance is 2^box_factor smaller. bottleneck_factor: the coarsest
+    feature maps are 2^bottleneck_factor pixels wide. n_filters, max_filters: at full size and at most. has_encoder:
+    without one no appearance is seen, and the latents come from the prior (the paper's ablation, section 4.4).
     """
 
-    def __init__(self, spatial_size, box_factor, bottleneck_factor, *, n_filters=32, max_filters=128):
+    def __init__(self, spatial_size, box_factor, bottleneck_factor, *, n_filters=32, max_filters=128, has_encoder=True):
         self.n_scales = spatial_size.bit_length() - bottleneck_factor  # 1 + log2(S) - bottleneck_factor
         self.box_factor = box_factor
         self.n_filters = n_filters
         self.max_filters = max_filters
+        self.has_encoder = has_encoder
 
-    def initialise(self, pass_, stick, parts):
+    def initialise(self, pass_, shape_image, appearance):
         """As `train`, with an initialising pass: running its `assignments` sets all g and b."""
-        return self.train(pass_, stick, parts)
+        return self.train(pass_, shape_image, appearance)
 
-    def train(self, pass_, stick, parts):
+    def train(self, pass_, shape_image, appearance):
         """Reconstruction through posterior samples -> (Decoded, Posterior), the terms of the bound (equation 5)."""
-        posterior = self.posterior(pass_, parts)
-        return self.decode(pass_, stick, posterior.samples), posterior
+        posterior = self.posterior(pass_, appearance)
+        return self.decode(pass_, shape_image, posterior.samples if self.has_encoder else None), posterior
 
-    def posterior_means(self, pass_, parts):
-        """What is known of the appearance in part crops (N, s, s, 24): one tensor per latent scale."""
-        return self.posterior(pass_, parts, sample=False).means
+    def posterior_means(self, pass_, appearance):
+        """What an appearance (N, s, s, k) says of the latents: one tensor per latent scale, none without an encoder."""
+        return self.posterior(pass_, appearance, sample=False).means
 
-    def transfer(self, pass_, stick, latents):
-        """Pictures (N, S, S, 3) of appearances, given by their latents, in the poses of stick figures (N, S, S, 3)."""
-        return self.decode(pass_, stick, latents).picture
+    def transfer(self, pass_, shape_image, latents):
+        """Pictures (N, S, S, 3) of appearances, given by their latents, in shapes (N, S, S, 3).
 
-    def sample(self, pass_, stick):
-        """Pictures (N, S, S, 3) of these poses with appearances drawn from the prior p(z|c)."""
-        return self.decode(pass_, stick, None).picture
+        Without an encoder there are no latents, and the prior's are taken.
+        """
+        return self.decode(pass_, shape_image, latents or None).picture
 
-    def posterior(self, pass_, parts, sample=True):
-        """q(z|x, c) of part crops (N, s, s, 24) -> Posterior; without `sample` the means stand for the samples."""
+    def sample(self, pass_, shape_image):
+        """Pictures (N, S, S, 3) of these shapes with appearances drawn from the prior p(z|c)."""
+        return self.decode(pass_, shape_image, None).picture
+
+    def posterior(self, pass_, appearance, sample=True):
+        """q(z|x, c) of appearances (N, s, s, k) -> Posterior; without `sample` the means stand for the samples."""
+        if not self.has_encoder:
+            return Posterior([], [])
         with pass_.network("enc_up"):
-            skips = self._up(pass_, parts, self.n_scales - self.box_factor, self.n_filters * 2**self.box_factor)
+            skips = self._up(pass_, appearance, self.n_scales - self.box_factor, self.n_filters * 2**self.box_factor)
         with pass_.network("enc_down"):
             return self._enc_down(pass_, skips, sample)
 
-    def decode(self, pass_, stick, latents):
-        """p(x|c, z) of stick figures (N, S, S, 3) -> Decoded; with no latents they are drawn from the prior."""
+    def decode(self, pass_, shape_image, latents):
+        """p(x|c, z) of shapes (N, S, S, 3) -> Decoded; with no latents they are drawn from the prior."""
         with pass_.network("dec_up"):
-            skips = self._up(pass_, stick, self.n_scales, self.n_filters)
+            skips = self._up(pass_, shape_image, self.n_scales, self.n_filters)
         with pass_.network("dec_down"):
             h, prior_means = self._dec_down(pass_, skips, latents)
         with pass_.network("dec_params"):

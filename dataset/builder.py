@@ -16,13 +16,15 @@ from dataset.pickles import dump_index
 
 MAX_COORDINATE = 1e6  # in pixels; a larger one in annotations is an error
 # Everything in a data set of this tool. A folder that holds anything else is never replaced.
-CONTENT = {"images", "index.p", "left_out.txt"}
+CONTENT = {"images", "shapes", "index.p", "left_out.txt"}
 
-Person = collections.namedtuple("Person", "image joints train group")
+Entry = collections.namedtuple("Entry", "image joints shape train group")
 
 
 class IndexBuilder:
-    """A data set in the making: images/, index.p and left_out.txt in the folder `out`.
+    """A data set in the making: images/, perhaps shapes/, index.p and left_out.txt in the folder `out`.
+
+    joint_order: of the joints, or None for a data set of shape images.
 
     with IndexBuilder("data/mine", names) as builder:
         builder.add("one.jpg", joints, jpeg=crop)
@@ -36,8 +38,8 @@ class IndexBuilder:
     def __init__(self, out, joint_order, overwrite=False):
         self.name, self.out = out, os.path.realpath(out)  # so that a link to a folder elsewhere stays
         self.partial, self.old = self.out + ".partial", self.out + ".old"
-        self.joint_order = list(joint_order)
-        self.people, self.left_out, self.names = [], [], set()
+        self.joint_order = None if joint_order is None else list(joint_order)
+        self.entries, self.left_out, self.names = [], [], set()
         self.images_seen = 0
         try:
             self._check(overwrite)
@@ -96,18 +98,38 @@ class IndexBuilder:
         if not self.has_torso(joints):
             self.leave_out(name, "hips or shoulders not seen")
             return False
-        image = self._image_name(name, ".jpg" if jpeg is not None else os.path.splitext(source)[1])
-        path = os.path.join(self.partial, "images", image)
+        image = self._save_image(name, jpeg, source)
+        self.entries.append(Entry(image, joints, None, train, group or name))
+        return True
+
+    def add_pair(self, name, shape, *, train=None, jpeg=None, source=None):
+        """Adds an image, as in `add`, with its shape image, the bytes of a PNG."""
+        image = self._save_image(name, jpeg, source)
+        path = f"shapes/{os.path.basename(image)}.png"
+        self._write(path, shape)
+        self.entries.append(Entry(image, None, path, train, name))
+
+    def _save_image(self, name, jpeg, source):
+        """Writes an image into the data set; returns its path there."""
+        image = "images/" + self._image_name(name, ".jpg" if jpeg is not None else os.path.splitext(source)[1])
+        if jpeg is not None:
+            self._write(image, jpeg)
+            return image
+        path = os.path.join(self.partial, image)
         try:
-            if jpeg is not None:
-                with open(path, "wb") as file:
-                    file.write(jpeg)
-            else:
-                shutil.copyfile(source, path)
+            shutil.copyfile(source, path)
         except OSError as error:
             raise UserError(f"{path}: cannot be written: {reason(error)}")
-        self.people.append(Person("images/" + image, joints, train, group or name))
-        return True
+        return image
+
+    def _write(self, name, content):
+        path = os.path.join(self.partial, name)
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "wb") as file:
+                file.write(content)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written: {reason(error)}")
 
     def _image_name(self, name, extension):
         """A file name that no image has yet, made from a photo's path."""
@@ -134,11 +156,14 @@ class IndexBuilder:
 
         test_share: the share of the groups for tests, among people who were added with train=None.
         """
-        if not self.people:
-            raise UserError(f"no person could be used: {self._reasons() or 'there is no image'}")
-        train = self._split(test_share)
-        index = dict(joint_order=self.joint_order, imgs=[person.image for person in self.people], train=train,
-                     joints=np.stack([person.joints for person in self.people]), **extra)
+        if not self.entries:
+            what = "person" if self.joint_order else "image"
+            raise UserError(f"no {what} could be used: {self._reasons() or 'there is no image'}")
+        index = dict(imgs=[entry.image for entry in self.entries], train=self._split(test_share), **extra)
+        if self.joint_order:
+            index.update(joint_order=self.joint_order, joints=np.stack([entry.joints for entry in self.entries]))
+        else:
+            index.update(shapes=[entry.shape for entry in self.entries])
         try:
             with open(os.path.join(self.partial, "left_out.txt"), "w", encoding="utf-8", errors="replace") as file:
                 file.writelines(line + "\n" for line in self.left_out_lines())
@@ -154,20 +179,23 @@ class IndexBuilder:
 
     def _split(self, test_share):
         """The train flag of each person. Of the groups without one, a share, but at least one, is for tests."""
-        groups = sorted({person.group for person in self.people if person.train is None})
+        groups = sorted({entry.group for entry in self.entries if entry.train is None})
         n_test = min(max(1, int(round(test_share * len(groups)))), len(groups) - 1)
         test = {groups[i] for i in np.random.RandomState(0).permutation(len(groups))[:max(0, n_test)]}
-        return [person.group not in test if person.train is None else person.train for person in self.people]
+        return [entry.group not in test if entry.train is None else entry.train for entry in self.entries]
 
     def _summarise(self, index):
         n_train = sum(index["train"])
-        n_test = len(self.people) - n_train
-        print(f"{self.name}: {self.images_seen} images seen, {len(self.people)} people kept: {n_train} for training, "
+        n_test = len(self.entries) - n_train
+        what = "people" if self.joint_order else "images with shapes"
+        print(f"{self.name}: {self.images_seen} images seen, {len(self.entries)} {what} kept: {n_train} for training, "
               f"{n_test} for tests")
         if self.left_out:
             print(f"left out: {self._reasons()}; left_out.txt names them")
-        visible = is_visible(index["joints"]).mean(axis=0)
-        print("visible: " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in zip(self.joint_order, visible)))
+        if self.joint_order:
+            visible = is_visible(index["joints"]).mean(axis=0)
+            shares = [f"{name} {100 * share:.0f} %" for name, share in zip(self.joint_order, visible)]
+            print("visible: " + ", ".join(shares))
         for split, n in (("training", n_train), ("test", n_test)):
             if not n:
                 print(f"there is no {split} image; a training needs some in both splits")

@@ -1,4 +1,4 @@
-"""The data index: people with their joints, the rules it obeys, and its image files. No TensorFlow in here.
+"""The data index: images with joints or shape images, the rules it obeys, and its files. No TensorFlow in here.
 
     index = Index("data/market/index.p")
     numbers = index.usable("train")
@@ -10,6 +10,7 @@ import numbers
 import os
 import warnings
 
+import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
@@ -25,6 +26,8 @@ STANDING = dict(zip(JOINTS, [
     (.4, .95), (.4, .75), (.42, .55), (.4, .3), (.3, .4), (.25, .5), (.48, .1),
     (.6, .95), (.6, .75), (.58, .55), (.6, .3), (.7, .4), (.75, .5), (.52, .1), (.5, .14)]))
 
+LISTS = ("imgs", "train", "joints", "shapes")  # an entry for each image
+KEYS = LISTS + ("joint_order", "black_on_white")
 MAX_JOINTS = 200  # names in joint_order
 MAX_COORDINATE = 100.0  # in shares of the picture; a larger one is an error
 # Pillow reads more formats. For EPS it starts a program, and its TIFF library prints on stderr when a file is damaged.
@@ -32,6 +35,8 @@ IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM")
 ORIENTATION = 0x0112  # EXIF's tag
 LYING = (5, 6, 7, 8)  # its values where width and height are exchanged
 ASPECT_IMAGES = 1000
+MAX_CHROMA = 24  # between the channels of a grey pixel, after JPEG
+MAX_COLOURED = 0.001  # share of pixels with more in a grey image
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS
 # Pillow warns of damaged metadata, which is not used here, and of large images, which read_image refuses.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -40,16 +45,18 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 # ---------------------------------------------------------------------------------------------- the index
 
 class Index:
-    """A data index, checked: images with their joints.
+    """A data index, checked: images with their joints, their shape images or both.
 
     path: a pickled dict beside its images (docs/data.md, "The index"). allow_outside: whether the paths in it may leave
-    its folder. data: the dict of the file, if the caller has read it and found no faults. Raises UserError.
+    its folder. data: the dict of the file, if the caller has read it and found no faults. needs: which of "joints" and
+    "shapes" are used; by default what the index has. Raises UserError.
 
     images: N paths, as in the index. joints: (N, 15, 2) float32 in the order of JOINTS, x and y in shares of width and
-    height, -1 where occluded. train: (N,) bool. extra: the other keys of the dict.
+    height, -1 where occluded; or None. shapes: N paths, or None; black_on_white: whether grey ones have dark lines.
+    train: (N,) bool. extra: the other keys of the dict.
     """
 
-    def __init__(self, path, allow_outside=False, data=None):
+    def __init__(self, path, allow_outside=False, data=None, needs=None):
         if data is None:
             data = read_index(path)
             faults = index_faults(data, allow_outside)
@@ -62,26 +69,30 @@ class Index:
         self.folder = os.path.dirname(os.path.abspath(path))
         self.images = [str(image) for image in data["imgs"]]
         self.train = np.asarray(data["train"], bool)
-        columns = [list(data["joint_order"]).index(name) for name in JOINTS]
-        self.joints = np.stack([np.asarray(points, np.float32)[columns] for points in data["joints"]])
-        self.joints[~is_visible(self.joints)] = -1
-        self.extra = {key: data[key] for key in data if key not in ("imgs", "train", "joints", "joint_order")}
+        self.joints = _joints_of(data) if "joints" in data else None
+        self.shapes = [str(shape) for shape in data["shapes"]] if "shapes" in data else None
+        self.extra = {key: data[key] for key in data if key not in KEYS}
+        for key in needs or ():
+            if getattr(self, key) is None:
+                raise UserError(f"{path}: there is no key {key!r}, which the config's shape and appearance need")
+        self.uses_joints = self.joints is not None and (needs is None or "joints" in needs)
+        self.black_on_white = bool(data.get("black_on_white", False))
 
-    def has_torso(self):
-        """(N,) bool: who shows both hips and both shoulders. Nobody else is ever used."""
+    def is_usable(self):
+        """(N,) bool: who shows both hips and both shoulders, where joints are used. Nobody else is ever used."""
+        if not self.uses_joints:
+            return np.ones(len(self.images), bool)
         return is_visible(self.joints[:, [J[name] for name in TORSO]]).all(axis=1)
 
     def usable(self, split):
-        """Numbers of the images of a split ("train" or "test") that show both hips and both shoulders.
-
-        Raises UserError if there is none.
-        """
+        """Numbers of the usable images of a split, "train" or "test". Raises UserError if there is none."""
         in_split = self.train if split == "train" else ~self.train
-        usable = np.flatnonzero(in_split & self.has_torso())
+        usable = np.flatnonzero(in_split & self.is_usable())
         if not len(usable):
             name = "training" if split == "train" else "test"
+            why = ", and none of those shows both hips and both shoulders" if in_split.any() else ""
             raise UserError(f"{self.path}: no usable {name} image: {np.sum(in_split)} of {len(in_split)} images are "
-                            f"for {split}, and none of those shows both hips and both shoulders")
+                            f"for {split}{why}")
         return usable
 
     def image_path(self, number):
@@ -92,12 +103,32 @@ class Index:
         """An image as (size, size, 3) uint8, whatever its aspect. Raises UserError where it cannot be read."""
         return load_image(self.image_path(number), size)
 
+    def shape_image(self, number, size):
+        """A shape image as (size, size, 3) uint8, lines white on black. Raises UserError where it cannot be read."""
+        return load_shape(os.path.join(self.folder, self.shapes[number]), size, self.black_on_white)
+
     def aspect(self):
         """The median width / height of about ASPECT_IMAGES usable training images; 1 where none can be read."""
-        numbers = np.flatnonzero(self.train & self.has_torso())
+        numbers = np.flatnonzero(self.train & self.is_usable())
         numbers = numbers[::max(1, len(numbers) // ASPECT_IMAGES)]
         sizes = [upright_size(self.image_path(number)) for number in numbers]
         return float(np.median([width / height for width, height in filter(None, sizes)] or [1.0]))
+
+
+def open_index(config):
+    """The Index of a config, with what its shape and appearance need. Raises UserError."""
+    needs = ["shapes"] if config["shape"] == "picture" else ["joints"]
+    if config["appearance"] == "parts" and "joints" not in needs:
+        needs.append("joints")
+    return Index(config["data_index"], config["allow_outside_images"], needs=needs)
+
+
+def _joints_of(data):
+    """(N, 15, 2) float32 in the order of JOINTS, -1 where occluded."""
+    columns = [list(data["joint_order"]).index(name) for name in JOINTS]
+    joints = np.stack([np.asarray(points, np.float32)[columns] for points in data["joints"]])
+    joints[~is_visible(joints)] = -1
+    return joints
 
 
 def is_visible(joints):
@@ -112,7 +143,7 @@ def read_index(path):
                         "python tools/make_toy.py draws one, and docs/data.md says how to make your own")
     data = load_plain(path)
     if not isinstance(data, dict):
-        raise UserError(f"{path}: expected a pickled dict with joint_order, imgs, train and joints, "
+        raise UserError(f"{path}: expected a pickled dict with joint_order, imgs, train and joints or shapes, "
                         f"found {type(data).__name__}")
     return data
 
@@ -121,11 +152,14 @@ def read_index(path):
 
 def index_faults(data, allow_outside=False):
     """Everything that is wrong with the dict of an index, a list of lines; empty when it obeys the rules."""
-    faults = [f"there is no key {key!r}" for key in ("joint_order", "imgs", "train", "joints") if key not in data]
+    expected = ["imgs", "train"]
+    if "shapes" not in data or "joints" in data or "joint_order" in data:
+        expected = ["joint_order"] + expected + ["joints"]
+    faults = [f"there is no key {key!r}" for key in expected if key not in data]
     order_faults = _joint_order_faults(data["joint_order"]) if "joint_order" in data else []
     faults += order_faults
     lists = {}
-    for key in ("imgs", "train", "joints"):
+    for key in LISTS:
         if key in data and is_list(data[key]):
             lists[key] = data[key]
         elif key in data:
@@ -133,9 +167,12 @@ def index_faults(data, allow_outside=False):
     if len({len(values) for values in lists.values()}) > 1:
         lengths = ", ".join(f"{key} has {len(values)}" for key, values in sorted(lists.items()))
         faults.append(f"lists of unequal length: {lengths}")
-    faults += _image_faults(lists["imgs"], allow_outside) if "imgs" in lists else []
+    for key in ("imgs", "shapes"):
+        faults += _image_faults(key, lists[key], allow_outside) if key in lists else []
     faults += [f"train[{i}]: expected true or false, found {shown(flag)}"
                for i, flag in enumerate(lists.get("train", ())) if not _is_flag(flag)]
+    if not _is_flag(data.get("black_on_white", False)):
+        faults.append(f"black_on_white: expected true or false, found {shown(data['black_on_white'])}")
     n_joints = len(data["joint_order"]) if "joint_order" in data and not order_faults else None
     return faults + _joints_faults(lists.get("joints", ()), n_joints)
 
@@ -176,13 +213,13 @@ def _joint_order_faults(joint_order):
     return faults
 
 
-def _image_faults(images, allow_outside):
-    faults = [] if len(images) else ["imgs: the list is empty"]
+def _image_faults(key, images, allow_outside):
+    faults = [] if len(images) else [f"{key}: the list is empty"]
     for i, image in enumerate(images):
         if not is_file_name(image):
-            faults.append(f"imgs[{i}]: expected a path, found {shown(image)}")
+            faults.append(f"{key}[{i}]: expected a path, found {shown(image)}")
         elif not allow_outside and leaves_folder(image):
-            faults.append(f"imgs[{i}]: {shown(image)} leaves the folder of the index; "
+            faults.append(f"{key}[{i}]: {shown(image)} leaves the folder of the index; "
                           "allow_outside_images: true allows it")
     return faults
 
@@ -253,6 +290,48 @@ def load_image(path, size):
     """
     image = read_image(path, size)
     return np.asarray(image if image.size == (size, size) else image.resize((size, size), Image.BILINEAR))
+
+
+def load_shape(path, size, black_on_white=None):
+    """The shape image file as (size, size, 3) uint8, as from as_shape. Raises UserError if it is not a whole image."""
+    return as_shape(read_image(path), size, black_on_white)
+
+
+def as_shape(image, size, black_on_white=None):
+    """A shape image, RGB as PIL has it, as (size, size, 3) uint8, whatever its aspect.
+
+    Grey ones are line drawings, returned white on black. Lines survive shrinking: a pixel is as bright as the brightest
+    that it covers. black_on_white: whether the lines are dark; None: they are, if most of the image is bright. Coloured
+    ones are resized as pictures are.
+    """
+    pixels = np.asarray(image)
+    if not is_grey(pixels):
+        return np.asarray(image.resize((size, size), Image.BILINEAR))
+    lines = pixels[..., 1]
+    if black_on_white or (black_on_white is None and is_bright(lines)):
+        lines = 255 - lines
+    return np.repeat(_resized_lines(lines, size)[..., np.newaxis], 3, axis=2)
+
+
+def is_grey(pixels):
+    """Whether pixels (h, w, 3) uint8 have no colour but for what JPEG makes of grey."""
+    chroma = pixels.max(axis=2) - pixels.min(axis=2)
+    return bool((chroma > MAX_CHROMA).mean() < MAX_COLOURED)
+
+
+def is_bright(lines):
+    """Whether a drawing (h, w) has dark lines on bright ground."""
+    return bool(lines.mean() > 127)
+
+
+def _resized_lines(lines, size):
+    """Lines (h, w) uint8, bright on dark, as (size, size) uint8: maxima over areas where they shrink."""
+    height, width = lines.shape
+    kernel = np.ones((max(1, -(-height // size)), max(1, -(-width // size))), np.uint8)
+    # With the anchor in its corner the kernel covers what lies right of a pixel and below: the area of a new one.
+    lines = cv2.dilate(np.ascontiguousarray(lines), kernel, anchor=(0, 0))
+    rows, columns = (np.arange(min(n, size)) * n // min(n, size) for n in (height, width))
+    return cv2.resize(lines[np.ix_(rows, columns)], (size, size), interpolation=cv2.INTER_LINEAR)
 
 
 def read_image(path, size=None):

@@ -39,7 +39,7 @@ def add_people(builder, options):
             builder.leave_out(os.path.relpath(path, options.images), "images without row")
     numbers = add_matched(builder, csvs, rows, matched)
     extra = {}
-    groups = [person.group for person in builder.people]
+    groups = [entry.group for entry in builder.entries]
     if len(set(groups)) < len(groups):
         extra["person"] = np.unique(groups, return_inverse=True)[1]
     if pairs is not None:
@@ -65,7 +65,7 @@ def add_matched(builder, csvs, rows, matched):
             builder.leave_out(row.name, why)
         elif builder.add(row.name, joints, train=row.train, source=path, group=same_person(row.name)):
             for key in _keys(row.name):
-                numbers.setdefault(key, len(builder.people) - 1)
+                numbers.setdefault(key, len(builder.entries) - 1)
     return numbers
 
 

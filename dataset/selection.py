@@ -18,7 +18,7 @@ from common.errors import UserError, shown
 from common.names import numbered
 from dataset.boxes import body, box_around, cut_box, shares_of
 from dataset.builder import in_parallel
-from dataset.index import Index, read_image
+from dataset.index import load_image, load_shape, open_index, read_image
 from dataset.photos import EXTENSIONS, TO_CONVERT
 from dataset.poses import Estimator, choose, openpose_beside, people_beside, read_openpose
 from dataset.videos import DEFAULT_FPS, READERS, Video, find_in_video, is_video, poses_over_time
@@ -28,25 +28,28 @@ MAX_DIGITS = 12  # of a number
 # How OpenPose names the files of a video's frames.
 OPENPOSE_FRAME = re.compile(r"(.*)_\d{12}_keypoints\.json", re.DOTALL)
 
-Member = collections.namedtuple("Member", "name joints load is_own")
-Member.__doc__ = """One picture or pose. name: a path to make a label of. joints: (15, 2) in shares of the picture.
+Member = collections.namedtuple("Member", "name joints load is_own load_shape")
+Member.__doc__ = """One picture or pose. name: a path to make a label of.
 
-load(size): the picture as (size, size, 3) uint8; None for a pose alone. is_own: whether it was cut to the aspect of the
-network's pictures; a data set's pictures are taken as they are.
+joints: (15, 2) in shares of the picture, or None. load(size): the picture as (size, size, 3) uint8; None for a pose
+alone. is_own: whether it is the user's own, with the aspect of the network's pictures; a data set's pictures are taken
+as they are. load_shape(size): its shape image, likewise, or None.
 """
+Member.__new__.__defaults__ = (None,)
 
 
 class Selection:
     """Some pictures or poses, in order. A Loader takes it as an index, with numbers from 0.
 
-    members: [Member]. joints: (n, 15, 2) as in Index. labels: n different names for files. fps: frames per second where
-    these are the frames of one video, else None. is_own: whether any is the user's own.
+    members: [Member]. joints: (n, 15, 2) as in Index, or None. labels: n different names for files. fps: frames per
+    second where these are the frames of one video, else None. is_own: whether any is the user's own.
     """
 
     def __init__(self, members, fps=None):
         self.members = list(members)
         self.fps = fps
-        self.joints = np.stack([member.joints for member in self.members])
+        joints = [member.joints for member in self.members]
+        self.joints = None if any(points is None for points in joints) else np.stack(joints)
         self.labels = unique_labels(member.name for member in self.members)
         self.is_own = any(member.is_own for member in self.members)
 
@@ -57,11 +60,26 @@ class Selection:
         """The picture (size, size, 3) uint8. Raises UserError where it cannot be read."""
         return self.members[i].load(size)
 
+    def shape_image(self, i, size):
+        """The shape image (size, size, 3) uint8. Raises UserError where it cannot be read."""
+        return self.members[i].load_shape(size)
+
+
+class Poses:
+    """Poses alone, for a Loader to draw. joints: (n, 15, 2)."""
+
+    def __init__(self, joints):
+        self.joints = joints
+
+    def __len__(self):
+        return len(self.joints)
+
 
 def from_index(index, numbers):
     """The Members of these images of an Index."""
-    return [Member(index.images[number], index.joints[number], functools.partial(index.image, number), False)
-            for number in numbers]
+    return [Member(index.images[number], index.joints[number] if index.uses_joints else None,
+                   functools.partial(index.image, number), False,
+                   functools.partial(index.shape_image, number) if index.shapes else None) for number in numbers]
 
 
 class Finder:
@@ -69,12 +87,17 @@ class Finder:
 
     index_path: of the data set whose images are meant by numbers and names; it is opened when it is needed. aspect():
     the width / height of the network's pictures, which photos and videos are cut to. person: number of the person to
-    take in a photo or video, counted from the left; None takes the one with the largest torso. notes: lines to print.
+    take in a photo or video, counted from the left; None takes the one with the largest torso. shape, appearance: of
+    the config; shapes that are pictures, and appearances beside them that are whole, are taken from images as they are.
+    notes: lines to print.
     """
 
-    def __init__(self, index_path, allow_outside=False, *, aspect=lambda: 1.0, person=None):
+    def __init__(self, index_path, allow_outside=False, *, aspect=lambda: 1.0, person=None, shape="joints",
+                 appearance="parts"):
         self.index_path, self.allow_outside = index_path, allow_outside
         self.person, self.notes = person, []
+        self._shape, self._appearance = shape, appearance
+        self._takes_whole = False
         self._aspect = functools.lru_cache(maxsize=None)(aspect)
         self._data_sets = {}
         self._photo = functools.lru_cache(maxsize=None)(self._photo)  # one may be given as appearance and as pose
@@ -98,7 +121,10 @@ class Finder:
 
     def _select(self, items, pictures):
         members, fps = [], None
+        self._takes_whole = self._shape == "picture" and not (pictures and self._appearance == "parts")
         for item in items:
+            if self._takes_whole and os.path.isfile(item) and not item.lower().endswith(EXTENSIONS):
+                raise UserError(f"{shown(item)}: expected an image ({' '.join(EXTENSIONS)})")
             # Before a video is looked through, which may take minutes.
             if os.path.isfile(item) and (is_video(item) or item.lower().endswith(".json")):
                 if pictures:
@@ -144,17 +170,30 @@ class Finder:
             return self._video(path)
         if path.lower().endswith(".json"):
             return self._json_files([path])
-        photo, why = self._photo(path)
+        photo, why = self._take(path)
         if why:
             raise UserError(f"{shown(path, 1000)}: {why}")
         return [photo], None
 
     def _data_set(self, path):
         if path not in self._data_sets:
-            self._data_sets[path] = _DataSet(Index(path, self.allow_outside))
+            index = open_index({"data_index": path, "allow_outside_images": self.allow_outside, "shape": self._shape,
+                                "appearance": self._appearance})
+            self._data_sets[path] = _DataSet(index)
         return self._data_sets[path]
 
     # ------------------------------------------------------------------------------------------ the user's own
+
+    def _take(self, path):
+        return self._whole(path) if self._takes_whole else self._photo(path)
+
+    def _whole(self, path):
+        """(Member, None) of an image file as it is, or (None, why it cannot be used)."""
+        try:
+            read_image(path)
+        except UserError as error:
+            return None, str(error)
+        return Member(path, None, functools.partial(load_image, path), True, functools.partial(load_shape, path)), None
 
     def _photo(self, path):
         """(Member, None), or (None, why the photo cannot be used). Raises UserError where nothing finds joints."""
@@ -198,6 +237,8 @@ class Finder:
         photos = [path for path in paths if path.lower().endswith(EXTENSIONS)]
         if photos:
             return self._photos(folder, photos), None
+        if self._takes_whole:
+            raise UserError(f"{shown(folder, 1000)}: expected a folder with images ({' '.join(EXTENSIONS)})")
         files = [path for path in paths if path.lower().endswith(".json")]
         if not files:
             raise UserError(f"{shown(folder, 1000)}: expected a folder with photos ({' '.join(EXTENSIONS)}), "
@@ -206,7 +247,7 @@ class Finder:
 
     def _photos(self, folder, paths):
         """The Members of a folder's photos, but for those that cannot be used, which are noted."""
-        found = list(zip(paths, in_parallel(self._photo, paths)))
+        found = list(zip(paths, in_parallel(self._take, paths)))
         for path, (_, why) in found:
             if why:
                 self._note(path, f"left out: {why}")
@@ -284,7 +325,7 @@ class _DataSet:
 
     def __init__(self, index):
         self.index = index
-        self.has_torso = index.has_torso()
+        self.is_usable = index.is_usable()
         self.by_path = {}
         self.by_name, self.by_stem = collections.defaultdict(list), collections.defaultdict(list)
         for number, image in enumerate(index.images):
@@ -340,7 +381,7 @@ class _DataSet:
         if len(numbers) > 1:
             raise self._refusal(item, f"{len(numbers)} images of {self.index.path} have this name; "
                                       f"expected a path such as {shown(self.index.images[number])}")
-        if not self.has_torso[number]:
+        if not self.is_usable[number]:
             raise self._refusal(item, "expected an image that shows both hips and both shoulders")
         return from_index(self.index, [number])
 
@@ -355,7 +396,7 @@ class _DataSet:
         return numbers
 
     def _usable(self, item, numbers):
-        usable = [number for number in numbers if self.has_torso[number]]
+        usable = [number for number in numbers if self.is_usable[number]]
         if not usable:
             raise self._refusal(item, "expected images that show both hips and both shoulders, found none")
         return from_index(self.index, usable)

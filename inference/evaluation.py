@@ -8,19 +8,20 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from tqdm import tqdm
 
-from batches import Examples, Loader
+from batches import Examples, make_loader
 from common.console import progress_bar
 from common.errors import UserError
 from common.machine import cpu_count, make_session
 from common.threads import read_ahead
-from dataset import toy
+from dataset import bags, toy
+from dataset.index import open_index
 from dataset.poses import Estimator
 from dataset.selection import Selection, from_index, unique_labels
 from deeploss import PerceptualLoss, load_weights
 from inference.items import choose_items, groups_of_people, spread
 from inference.metrics import FLAT_WINDOW, PROTOCOLS, SSIM_WINDOW, similarities, ssim_flat51
 from inference.mixing import composite, part_numbers
-from inference.rendering import LateRun, aspect_shape, finite_uint8, open_index, resized, restored, stick_figures
+from inference.rendering import LateRun, aspect_shape, finite_uint8, resized, restored
 from inference.tables import (
     APPEARANCES,
     NEIGHBOUR_IMAGES,
@@ -59,10 +60,11 @@ def evaluate(options, config):
         features = stack.enter_context(AppearanceFeatures(config))
         estimator = stack.enter_context(Estimator())
         late = stack.enter_context(LateRun(options, config, "evaluation"))
+        no_joints = None if config["shape"] == "joints" else f"shape: {config['shape']}"
         for step, network in zip(steps, networks):
             with restored(network, config) as renderer:
                 evaluation = Evaluation(config, index, renderer, compare, late=late, save=options.save,
-                                        joints=JointFinder(estimator, index.aspect()), joints_of=poses,
+                                        joints=JointFinder(estimator, index.aspect(), no_joints), joints_of=poses,
                                         compare_own=compare_own)
                 metrics = by_step[step] = evaluation.measure(numbers, pairs, poses, features)
                 run = late.run()
@@ -145,7 +147,7 @@ class Evaluation:
     def __init__(self, config, index, renderer, compare, *, late=None, save=False, joints=None, joints_of=(),
                  compare_own=None):
         self._config, self._joints, self._joints_of = config, joints, set(np.asarray(joints_of).tolist())
-        self.load = Loader(index, config["spatial_size"], config["box_factor"])
+        self.load = make_loader(index, config)
         self.renderer, self.compare, self.late = renderer, compare, late
         self.compare_own = compare_own
         self.left_out = []
@@ -200,7 +202,7 @@ class Evaluation:
         rendered = [(target, target) for target in targets] + pairs
         who = [people.index(person) for person, _ in rendered]
         where = [targets.index(target) for _, target in rendered]
-        made = finite_uint8(self.renderer.render([z[who] for z in latents], batch.stick[where]))
+        made = finite_uint8(self.renderer.render([z[who] for z in latents], batch.shape_image[where]))
         n = len(targets)
         pictures, numbers = np.concatenate([batch.image, made]), np.stack([where, n + np.arange(len(made))], axis=1)
         for i, (place, picture) in enumerate(zip(where, made)):
@@ -222,8 +224,8 @@ class Evaluation:
         size = self.renderer.batch_size
         for start in range(0, len(numbers), size):
             chunk = numbers[start:start + size]
-            sticks = stick_figures(self.load.index.joints[chunk], self.renderer.size)
-            samples = [finite_uint8(self.renderer.sample(sticks, start * SAMPLES + k)) for k in range(SAMPLES)]
+            shapes = self.load.shape_images(chunk)
+            samples = [finite_uint8(self.renderer.sample(shapes, start * SAMPLES + k)) for k in range(SAMPLES)]
             n = len(chunk)
             neighbours = [(k * n + i, (k + 1) * n + i) for i in range(n) for k in range(SAMPLES - 1)]
             figures = self.compare(np.concatenate(samples), np.array(neighbours), ("mae", "perceptual_loss"))
@@ -244,10 +246,10 @@ class Evaluation:
 
     def made_features(self, numbers, features, n):
         """Features (POSES, d) of n of these test images, each rendered in the same poses: a list."""
-        sticks = stick_figures(self.load.index.joints[spread(numbers, POSES)], self.renderer.size)
+        shapes = self.load.shape_images(spread(numbers, POSES))
         people = [found for found in map(self._read, spread(numbers, n)) if found is not None]
         latents = self.renderer.encode(_stacked(people))
-        return [features(finite_uint8(self.renderer.render([z[i:i + 1] for z in latents], sticks)))
+        return [features(finite_uint8(self.renderer.render([z[i:i + 1] for z in latents], shapes)))
                 for i in range(len(people))]
 
     def _features_of(self, features, numbers):
@@ -380,16 +382,18 @@ def rows(of_tasks):
 
 def is_toy(config, index):
     """Whether the true pictures of transfers can be drawn."""
-    return config["spatial_size"] == toy.SIZE and toy.is_toy(index.joints, index.extra)
+    return config["spatial_size"] == toy.SIZE and index.joints is not None and toy.is_toy(index.joints, index.extra)
 
 
 def report_toy(config, index, run, *, load, renderer):
-    """For the toy data, whose truth can be drawn: the error of transfers to held-out people."""
+    """For the toy data, whose truth can be drawn: the errors of transfers to held-out people or things."""
+    if config["spatial_size"] == toy.SIZE and bags.is_bags(len(index.images), index.extra):
+        report_bags(index, run, load=load, renderer=renderer)
     if not is_toy(config, index):
         return
 
     def render(appearances, poses):
-        return renderer.transfer(load.batch(appearances), load.batch(poses).stick)
+        return renderer.transfer(load.batch(appearances), load.batch(poses).shape_image)
 
     try:
         errors = toy.transfer_error(render, index.extra["person"], {s: index.usable(s) for s in ("train", "test")},
@@ -402,6 +406,28 @@ def report_toy(config, index, run, *, load, renderer):
             f"(ratio {error / of_mean:.3f}); of a wrong person: {errors['wrong_person']:.3f}")
 
 
+def report_bags(index, run, *, load, renderer):
+    """The errors of transfers to held-out bags, what shows through of other outlines, and the spread of samples."""
+    usable, seed = {s: index.usable(s) for s in ("train", "test")}, index.extra["toy_seed"]
+    try:
+        errors = bags.transfer_errors(lambda appearances, shapes: renderer.transfer(
+            load.batch(appearances), load.shape_images(shapes)), usable, seed)
+        of_samples, of_truth = bags.colour_spreads(lambda shapes, k: renderer.sample(
+            load.shape_images(shapes), 1000 * k), usable, seed)
+    except UserError as error:  # an image cannot be read; what was done before is none the worse
+        run.say(f"no transfer error on held-out bags: {error}")
+        return
+    of_mean = errors["mean appearance"]
+    for kind in ("bag to bag", "shoe to bag"):
+        run.say(f"transfer error on held-out bags, {kind}: {errors[kind]:.3f}; of the mean training appearance: "
+                f"{of_mean:.3f} (ratio {errors[kind] / of_mean:.3f})")
+    run.say(f"error of transfers within the outline of the thing that gave the look, but outside of the bag: "
+            f"{errors['shows through']:.4f}; of reconstructions outside of the bag: {errors['around']:.4f} (ratio "
+            f"{errors['shows through'] / errors['around']:.2f})")
+    run.say(f"spread of the colours of samples: {of_samples:.3f}; of true looks: {of_truth:.3f} (ratio "
+            f"{of_samples / of_truth:.2f})")
+
+
 def report_toy_mixes(config, index, run, *, renderer):
     """For the toy data, the errors within parts that somebody else gave, beside those of transfers of one person."""
     if not is_toy(config, index):
@@ -409,11 +435,10 @@ def report_toy_mixes(config, index, run, *, renderer):
 
     def render(part, appearances, others, poses):
         people = Selection(from_index(index, appearances))
-        load = Loader(people, config["spatial_size"], config["box_factor"])
+        load = make_loader(people, config)
         latents = renderer.encode(load.batch(range(len(people))))
         joints = index.joints[poses]
-        sticks = stick_figures(joints, renderer.size)
-        pictures = renderer.render(latents, sticks)
+        pictures = renderer.render(latents, make_loader(index, config).shape_images(poses))
         if part is None:
             return pictures
         return composite(pictures, [(part_numbers(part), render(None, others, others, poses))], joints)

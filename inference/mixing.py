@@ -11,7 +11,7 @@ import re
 import cv2
 import numpy as np
 
-from batches import LIMB_PARTS, PARTS, Loader
+from batches import LIMB_PARTS, PARTS, make_loader
 from common.errors import UserError, shown
 from dataset.boxes import torso_length
 from dataset.index import JOINTS, TORSO, J, is_visible
@@ -46,12 +46,14 @@ class Mix:
         self._config = config
         self._latents = None
 
-    def composite(self, renderer, pictures, joints, sticks):
-        """Pictures (n, S, S, 3) of somebody in poses (n, 15, 2), with stick figures, with the others' parts in them."""
+    def composite(self, renderer, pictures, joints, shape_images):
+        """Pictures (n, S, S, 3) of somebody in poses (n, 15, 2), with the others' parts in them.
+
+        shape_images: of these poses, (n, S, S, 3).
+        """
         if self._latents is None:
-            sizes = self._config["spatial_size"], self._config["box_factor"]
-            self._latents = [renderer.encode(Loader(person, *sizes)([0])) for _, person in self._givers]
-        others = [(numbers, renderer.render(latents, sticks))
+            self._latents = [renderer.encode(make_loader(person, self._config)([0])) for _, person in self._givers]
+        others = [(numbers, renderer.render(latents, shape_images))
                   for latents, (numbers, _) in zip(self._latents, self._givers)]
         return composite(pictures, others, joints)
 
@@ -80,6 +82,8 @@ def mix_item(text):
 def read_mix(items, finder, config):
     """The Mix of items as from mix_item; None without items. Raises UserError."""
     givers, taken = [], set()
+    if items and config["shape"] != "joints":
+        raise UserError(f"--mix: needs joints; the config has shape: {config['shape']}")
     for numbers, source in items or ():
         twice = [PARTS[number] for number in numbers if number in taken]
         if twice:

@@ -21,13 +21,13 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from PIL import Image
 
-from batches import PARTS, stick_figure
+from batches import PARTS, make_loader, stick_figure
 from common.downloads import download
 from common.errors import UserError, reason, shown
 from common.files import read_json
 from common.machine import make_session
-from dataset import toy
-from dataset.index import Index
+from dataset import bags, toy
+from dataset.index import as_shape, open_index
 from nn import Pass
 from training.checkpoints import Checkpoint, CheckpointSaver, checkpoints_in, find_checkpoint
 from training.config import dump_config
@@ -82,7 +82,7 @@ class Network(collections.namedtuple("Network", "name prefix folder")):
         if os.path.isfile(path):
             return read_details(path, f"{self.name}: {DETAILS}")["aspect"]
         if os.path.isfile(config["data_index"]):
-            return Index(config["data_index"], config["allow_outside_images"]).aspect()
+            return open_index(config).aspect()
         return 1.0
 
 
@@ -335,35 +335,51 @@ def _read_metrics(path):
 def _write_saved_model(config, checkpoint, folder):
     """Writes a SavedModel; returns the step of the checkpoint, and samples from the prior as the bytes of a PNG."""
     net, seed = make_network(config), config["seed"]
-    size, s = config["spatial_size"], config["spatial_size"] // 2**config["box_factor"]
+    shapes, (appearance_name, shape_name) = make_loader(None, config).shapes(), input_names(config)
     with tf.Graph().as_default():
-        parts = tf.placeholder(tf.float32, (None, s, s, 3 * len(PARTS)), "parts")
-        stick = tf.placeholder(tf.float32, (None, size, size, 3), "stick")
+        appearance = tf.placeholder(tf.float32, (None,) + shapes.appearance, appearance_name)
+        shape = tf.placeholder(tf.float32, (None,) + shapes.shape_image, shape_name)
         number = tf.placeholder_with_default(0, (), "number")
-        means = net.posterior_means(Pass("encode", seed=seed), parts)
+        means = net.posterior_means(Pass("encode", seed=seed), appearance)
         latents = [tf.placeholder(tf.float32, mean.shape, f"latent_{k}") for k, mean in enumerate(means)]
-        picture = net.transfer(Pass("transfer", seed=seed), stick, latents)
-        samples = net.sample(Pass("sample", number, seed), stick)
+        picture = net.transfer(Pass("transfer", seed=seed), shape, latents)
+        samples = net.sample(Pass("sample", number, seed), shape)
         variables = tf.trainable_variables()
         step = tf.get_variable("global_step", (), tf.int32, trainable=False)
         saver = CheckpointSaver(variables)
         named = {f"latent_{k}": latent for k, latent in enumerate(latents)}
         signatures = {
-            "encode": _signature({"parts": parts}, {f"latent_{k}": mean for k, mean in enumerate(means)}),
-            "render": _signature(dict(named, stick=stick), {"picture": picture}),
-            "sample": _signature({"stick": stick, "number": number}, {"picture": samples})}
+            "render": _signature({**named, shape_name: shape}, {"picture": picture}),
+            "sample": _signature({shape_name: shape, "number": number}, {"picture": samples})}
+        if means:
+            signatures["encode"] = _signature({appearance_name: appearance},
+                                              {f"latent_{k}": mean for k, mean in enumerate(means)})
         with make_session(dict(config, precision="float32", xla=False)) as session:
             saver.restore(session, checkpoint)
             step.load(checkpoint.step() if "global_step" in checkpoint.shapes else 0, session)
             builder = tf.saved_model.Builder(folder)
             builder.add_meta_graph_and_variables(session, ["serve"], signatures, strip_default_attrs=True)
             builder.save()
-            joints = [toy.index_joints(toy.make_pose(0, k)) for k in range(N_SAMPLES)]  # drawn people's
-            sticks = np.stack([stick_figure(points, size) for points in joints])
-            pictures = session.run(samples, {stick: sticks / 127.5 - 1})
+            drawn = drawn_shapes(config)
+            pictures = session.run(samples, {shape: drawn / 127.5 - 1})
             png = io.BytesIO()
-            Image.fromarray(tile(np.concatenate([sticks, to_uint8(pictures)], axis=2))).save(png, "PNG")
+            Image.fromarray(tile(np.concatenate([drawn, to_uint8(pictures)], axis=2))).save(png, "PNG")
             return int(session.run(step)), png.getvalue()
+
+
+def input_names(config):
+    """What the SavedModel calls the appearance and the shape."""
+    return ("parts" if config["appearance"] == "parts" else "appearance",
+            "stick" if config["shape"] == "joints" else "shape")
+
+
+def drawn_shapes(config):
+    """Shapes (N_SAMPLES, S, S, 3) uint8 of the toy's people or bags, which are nobody's."""
+    size = config["spatial_size"]
+    if config["shape"] == "joints":
+        return np.stack([stick_figure(toy.index_joints(toy.make_pose(0, k)), size) for k in range(N_SAMPLES)])
+    drawings = [bags.edges(bags.make_outline(0, k)) for k in range(N_SAMPLES)]
+    return np.stack([as_shape(Image.fromarray(drawing).convert("RGB"), size, False) for drawing in drawings])
 
 
 def _signature(inputs, outputs):
@@ -372,7 +388,14 @@ def _signature(inputs, outputs):
 
 def readme(config):
     """What a network file says of itself."""
-    size = config["spatial_size"]
+    size, s = config["spatial_size"], config["spatial_size"] // 2**config["box_factor"]
+    appearance, shape = input_names(config)
+    what = {"parts": f"(N, {s}, {s}, {3 * len(PARTS)}): crops of body parts in [-1, 1], three channels each; 0 where "
+                     f"a part is missing. The parts, in this order: {', '.join(PARTS)}",
+            "picture": f"(N, {s}, {s}, 3): whole pictures in [-1, 1]",
+            "none": "does not exist: this network sees no appearance, and lacks `encode`"}[config["appearance"]]
+    shapes = {"joints": "stick figures in [-1, 1]; right limbs, left limbs and the torso are the three channels",
+              "picture": "shape images in [-1, 1]; line drawings are white on black"}[config["shape"]]
     with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "network_file.md"), encoding="utf-8") as file:
-        return file.read().format(size=size, s=size // 2**config["box_factor"], channels=3 * len(PARTS),
-                                  parts=", ".join(PARTS), tensorflow=tf.__version__)
+        return file.read().format(size=size, appearance=appearance, what=what, shape=shape, shapes=shapes,
+                                  tensorflow=tf.__version__)

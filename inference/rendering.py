@@ -6,12 +6,12 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from PIL import Image
 
-from batches import BatchOrder, Loader, stick_figure
+from batches import BatchOrder, make_loader
 from common.console import progress_bar
 from common.errors import UserError, shown
 from common.machine import make_session
-from dataset.index import MAX_PIXELS, Index, is_visible
-from dataset.selection import Finder, Selection, from_index
+from dataset.index import MAX_PIXELS, is_visible, open_index
+from dataset.selection import Finder, Poses, Selection, from_index
 from dataset.videos import is_video
 from inference.mixing import read_mix
 from inference.movies import write_gif, write_mp4
@@ -31,18 +31,13 @@ def restored(network, config):
     """A Renderer with the weights of a Network."""
     checkpoint = network.checkpoint()
     with tf.Graph().as_default():
-        shapes = Loader(None, config["spatial_size"], config["box_factor"]).shapes()
+        shapes = make_loader(None, config).shapes()
         tensors = make_rendering_tensors(config, shapes)
         saver = CheckpointSaver(tf.trainable_variables())
         tf.get_default_graph().finalize()
         with make_session(config) as session:
             saver.restore(session, checkpoint)
             yield Renderer(tensors, session)
-
-
-def open_index(config):
-    """The config's Index."""
-    return Index(config["data_index"], config["allow_outside_images"])
 
 
 class LateRun:
@@ -87,8 +82,8 @@ def first_batches(index, config, n):
 
 def open_finder(options, config):
     """The Finder of what the options name."""
-    return Finder(config["data_index"], config["allow_outside_images"], person=options.person,
-                  aspect=lambda: options.network.aspect(config))
+    return Finder(config["data_index"], config["allow_outside_images"], person=options.person, shape=config["shape"],
+                  appearance=config["appearance"], aspect=lambda: options.network.aspect(config))
 
 
 # ---------------------------------------------------------------------------------------------- transfer
@@ -104,8 +99,8 @@ def transfer(options, config):
             progress_bar(total=n_pictures, unit="picture") as bar:
         try:
             for i, (people, poses) in enumerate(jobs):
-                save_transfers(late, f"transfer_{i}", encoded(renderer, people, config), poses, mix=mix,
-                               n_people=len(people), renderer=renderer, bar=bar, shape=shape)
+                save_transfers(late, f"transfer_{i}", encoded(renderer, people, config), make_loader(poses, config),
+                               mix=mix, n_people=len(people), renderer=renderer, bar=bar, shape=shape)
         except UserError as error:
             if not late.is_made:
                 raise
@@ -117,13 +112,14 @@ def save_transfers(late, name, people, poses, *, mix, n_people, renderer, bar, s
     """Saves cells as <name>/<person>_in_pose_of_<pose>.png and, where it would not be huge, <name>.png, the grid.
 
     late: a LateRun. people: as from `encoded`, n_people of them; there may be thousands: without the grid only a batch
-    of pictures is held. poses: a Selection. shape: (width, height) of the cells; the grid's are square.
+    of pictures is held. poses: a Loader of a Selection. shape: (width, height) of the cells; the grid's are square.
     """
-    has_grid = (n_people + 1) * (len(poses) + 1) * renderer.size**2 <= MAX_PIXELS
+    n_poses = len(poses.index)
+    has_grid = (n_people + 1) * (n_poses + 1) * renderer.size**2 <= MAX_PIXELS
     images, rows = [], []
     for label, image, latents in people:
         cells = []
-        for pose, (_, cell) in zip(poses.labels, render_poses(renderer, latents, poses.joints, mix)):
+        for pose, (_, cell) in zip(poses.index.labels, render_poses(renderer, latents, poses, mix)):
             late.run().picture(f"{name}/{label}_in_pose_of_{pose}", resized(cell, shape))
             bar.update()
             if has_grid:
@@ -132,8 +128,8 @@ def save_transfers(late, name, people, poses, *, mix, n_people, renderer, bar, s
             images.append(image)
             rows.append(cells)
     if has_grid:
-        sticks = stick_figures(poses.joints, renderer.size)
-        late.run().picture(name, transfer_grid(sticks, np.stack(images), np.array(rows)))
+        shapes = poses.shape_images(np.arange(n_poses))
+        late.run().picture(name, transfer_grid(shapes, np.stack(images), np.array(rows)))
     else:
         late.run().say(f"{name}.png is left out: it would have more than {MAX_PIXELS} pixels")
 
@@ -176,7 +172,7 @@ def resized(picture, shape):
 
 def encoded(renderer, people, config):
     """For each of a Selection its label, image (S, S, 3) uint8 and latents, arrays (1, h, w, c)."""
-    load = Loader(people, config["spatial_size"], config["box_factor"])
+    load = make_loader(people, config)
     for start in range(0, len(people), renderer.batch_size):
         numbers = np.arange(start, min(start + renderer.batch_size, len(people)))
         batch = load.batch(numbers)
@@ -193,25 +189,22 @@ def finite_uint8(pictures):
     return to_uint8(pictures)
 
 
-def render_poses(renderer, latents, joints, mix=None):
-    """For each of n poses (n, 15, 2) its stick figure and the picture of an appearance in it, (S, S, 3) uint8 both.
+def render_poses(renderer, latents, poses, mix=None):
+    """For each of n poses its shape image and the picture of an appearance in it, (S, S, 3) uint8 both.
 
     latents: of one appearance, arrays (1, h, w, c), or a function that gives those of a batch, (b, h, w, c), for an
-    array of b numbers of poses. mix: a Mix, the parts of others. Pictures are made a batch at a time.
+    array of b numbers of poses. poses: a Loader of a Selection or of Poses. mix: a Mix, the parts of others. Pictures
+    are made a batch at a time.
     """
-    for start in range(0, len(joints), renderer.batch_size):
-        numbers = np.arange(start, min(start + renderer.batch_size, len(joints)))
-        sticks = stick_figures(joints[numbers], renderer.size)
+    n = len(poses.index)
+    for start in range(0, n, renderer.batch_size):
+        numbers = np.arange(start, min(start + renderer.batch_size, n))
+        shapes = poses.shape_images(numbers)
         of_batch = latents(numbers) if callable(latents) else latents
-        pictures = renderer.render(of_batch, sticks)
+        pictures = renderer.render(of_batch, shapes)
         if mix:
-            pictures = mix.composite(renderer, pictures, joints[numbers], sticks)
-        yield from zip(sticks, finite_uint8(pictures))
-
-
-def stick_figures(joints, size):
-    """(n, size, size, 3) uint8 of n poses (n, 15, 2)."""
-    return np.stack([stick_figure(points, size) for points in joints])
+            pictures = mix.composite(renderer, pictures, poses.index.joints[numbers], shapes)
+        yield from zip(shapes, finite_uint8(pictures))
 
 
 # ---------------------------------------------------------------------------------------------- test
@@ -221,16 +214,16 @@ def sample(options, config):
     batches = first_batches(open_index(config), config, options.batches or DEFAULT_BATCHES)
     with restored(options.network, config) as renderer, LateRun(options, config, "test") as late:
         for i, poses in enumerate(progress_bar(batches, unit="batch")):
-            sticks = stick_figures(poses.joints, renderer.size)
-            pictures = finite_uint8(renderer.sample(sticks, i))
-            late.run().picture(f"test_sample_{i}", tile(np.concatenate([sticks, pictures], axis=2)))
+            shapes = make_loader(poses, config).shape_images(np.arange(len(poses)))
+            pictures = finite_uint8(renderer.sample(shapes, i))
+            late.run().picture(f"test_sample_{i}", tile(np.concatenate([shapes, pictures], axis=2)))
         late.run().say(f"the pictures are in {late.run().folder}")
 
 
 # ---------------------------------------------------------------------------------------------- animate
 
 def animate(options, config):
-    """Saves people in a sequence of poses as animation.gif and animation.mp4: source, stick figure, result."""
+    """Saves people in a sequence of poses as animation.gif and animation.mp4: source, shape, result."""
     if any(os.path.isfile(item) and is_video(item) for item in options.pose):  # before it is looked through
         refuse_pace(options, "fps", "seconds_per_pose")
     size = config["spatial_size"]
@@ -238,16 +231,17 @@ def animate(options, config):
         people = finder.select(options.appearance, "--appearance", pictures=True)
         mix = read_mix(options.mix, finder, config)
         poses = finder.select(options.pose, "--pose")
-    joints, fps = poses_in_motion(options, poses)
+    motion, fps = poses_in_motion(options, poses)
+    n_frames = len(motion)
     width, height = shape = output_shape(options, config, [people, poses])
-    has_gif = len(joints) * 3 * size**2 <= MAX_PIXELS  # all of a GIF is held
+    has_gif = n_frames * 3 * size**2 <= MAX_PIXELS  # all of a GIF is held
     with restored(options.network, config) as renderer, LateRun(options, config, "animation", finder.notes) as late:
-        change = Change(list(encoded(renderer, people, config)), len(joints))
+        change = Change(list(encoded(renderer, people, config)), n_frames)
         run, of_gif = late.run(), []
 
         def frames():
-            in_poses = render_poses(renderer, change.latents, joints, mix)
-            for i, parts in enumerate(progress_bar(in_poses, total=len(joints), unit="frame", desc="pictures")):
+            in_poses = render_poses(renderer, change.latents, make_loader(motion, config), mix)
+            for i, parts in enumerate(progress_bar(in_poses, total=n_frames, unit="frame", desc="pictures")):
                 frame = np.concatenate([resized(part, shape) for part in (change.image(i),) + parts], axis=1)
                 if has_gif:
                     of_gif.append(frame)
@@ -257,24 +251,28 @@ def animate(options, config):
             step = int(np.ceil(fps / MAX_GIF_FPS))
             write_gif(run.path("animation.gif"), of_gif[::step], fps / step)
         else:
-            run.say(f"animation.gif is left out: of {len(joints)} frames it would be too large")
-        run.say(f"{len(joints)} frames: {run.path('animation.mp4')}")
+            run.say(f"animation.gif is left out: of {n_frames} frames it would be too large")
+        run.say(f"{n_frames} frames: {run.path('animation.mp4')}")
 
 
 def poses_in_motion(options, poses):
-    """(joints (n, 15, 2) of n frames, frames per second) of an animation through poses, a Selection."""
+    """(Poses or Selection of all frames, frames per second) of an animation through poses, a Selection.
+
+    Joints move from one pose to the next; shape images follow one another.
+    """
     seconds = options.seconds_per_pose or DEFAULT_SECONDS_PER_POSE
     if poses.fps is not None:
         refuse_pace(options, "seconds_per_pose")
-        return poses.joints, options.fps or poses.fps  # a video allows no --fps; JSON files do not know theirs
+        return poses, options.fps or poses.fps  # a video allows no --fps; JSON files do not know theirs
     fps = options.fps or DEFAULT_FPS
     steps = max(1, int(round(fps * seconds)))
-    n_frames = steps * max(1, len(poses) - 1) + (len(poses) > 1)
+    moves = poses.joints is not None
+    n_frames = steps * max(1, len(poses) - 1) + (len(poses) > 1) if moves else steps * len(poses)
     if n_frames > MAX_FRAMES:
         raise UserError(f"--pose: expected an animation of at most {MAX_FRAMES} frames, found {n_frames}")
-    if len(poses) == 1:  # it holds still
-        return np.repeat(poses.joints, n_frames, axis=0), fps
-    return interpolate(poses.joints, steps), fps
+    if not moves or len(poses) == 1:  # it holds still
+        return Selection(member for member in poses.members for _ in range(steps)), fps
+    return Poses(interpolate(poses.joints, steps)), fps
 
 
 def refuse_pace(options, *names):

@@ -29,11 +29,13 @@ class JointFinder:
     people as slim as they are. why_not: why there are no joints, or None.
     """
 
-    def __init__(self, estimator, aspect=1.0):
+    def __init__(self, estimator, aspect=1.0, why_not=None):
         self._estimator = estimator
         self._shape = aspect_shape(JOINTS_SIZE, aspect)
         self._pairs = collections.defaultdict(list)
-        self.why_not = None
+        self.why_not = why_not
+        if why_not:
+            return
         try:
             estimator(Image.new("RGB", (JOINTS_SIZE, JOINTS_SIZE)))
         except UserError as error:

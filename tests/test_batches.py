@@ -112,8 +112,8 @@ def test_missing_parts_are_exactly_grey_in_the_graph(graph):
     with tf.Session() as session:
         found = session.run(batches.to_float(examples))
     np.testing.assert_allclose(found.image[0], image / 127.5 - 1, atol=1e-6)
-    assert not found.parts[..., 6:12].any() and found.parts[..., :6].any()
-    assert {float(found.stick.min()), float(found.stick.max())} == {-1.0, 1.0}
+    assert not found.appearance[..., 6:12].any() and found.appearance[..., :6].any()
+    assert {float(found.shape_image.min()), float(found.shape_image.max())} == {-1.0, 1.0}
 
 
 # ---------------------------------------------------------------------------------------------- the pipeline

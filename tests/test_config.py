@@ -25,7 +25,8 @@ def test_the_published_values():
     published = {
         "spatial_size": 128, "box_factor": 1, "bottleneck_factor": 1, "n_filters": 32, "max_filters": 128,
         "batch_size": 16, "lr": 1e-3, "lr_decay_begin": 1000, "lr_decay_end": 100000, "drop_prob": .1,
-        "kl_weight_begin": 1e-6, "kl_weight_end": 1.0, "kl_ramp": [0.5, 0.75], "vgg_weights": "imagenet", "eval_freq": 0}
+        "kl_weight_begin": 1e-6, "kl_weight_end": 1.0, "kl_ramp": [0.5, 0.75], "vgg_weights": "imagenet",
+        "eval_freq": 0, "shape": "joints", "appearance": "parts"}
     assert {key: market[key] for key in published} == published
 
     def differences(a, b):
@@ -56,7 +57,7 @@ def test_a_missing_key_is_named(small_config, key):
 
 @pytest.mark.parametrize("changes, message", [
     ({"batchsize": 3}, "unknown key batchsize: 3; did you mean batch_size?"),
-    ({"zzz": 3}, "unknown key zzz: 3; expected one of allow_outside_images, batch_size, "),
+    ({"zzz": 3}, "unknown key zzz: 3; expected one of allow_outside_images, appearance, "),
     ({"batch_size": "16"}, "batch_size: 16: expected a positive whole number"),
     ({"batch_size": 0}, "batch_size: 0: expected a positive"), ({"batch_size": 2.0}, "batch_size: 2.0: expected"),
     ({"batch_size": True}, "batch_size: True: expected"), ({"batch_size": None}, "batch_size: None: expected"),

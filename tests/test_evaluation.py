@@ -252,7 +252,7 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path, small_config, 
             return self
 
         def encode(self, examples):
-            return [np.zeros((len(examples.stick), 4, 4, 8), np.float32)]
+            return [np.zeros((len(examples.shape_image), 4, 4, 8), np.float32)]
 
         def render(self, latents, stick):
             return np.zeros(stick.shape, np.float32)

@@ -22,7 +22,8 @@ from helpers import SMALL, images, mutated, openpose_points, standing
 
 import batches
 from common.errors import UserError
-from dataset.index import JOINTS, Index, load_image
+from dataset import bags
+from dataset.index import JOINTS, Index, load_image, load_shape
 from dataset.selection import Finder
 from dataset.videos import Video
 from inference.movies import write_gif, write_mp4
@@ -70,8 +71,19 @@ def index_pickles():
             for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
 
 
+def shape_index_pickles():
+    lists = {"imgs": ["a.png", "b.png", "c.png"], "shapes": ["d.png", "e.png", "f.png"], "train": [True, False, True],
+             "person": [0, 0, 1], "black_on_white": True}
+    arrays = dict(lists, shapes=np.array(lists["shapes"]), train=np.array(lists["train"]))
+    return [pickle.dumps(data, protocol) for data in (lists, arrays) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
+
+
 def use_index(path):
     index = Index(path)
+    assert all(isinstance(name, str) for name in index.images + (index.shapes or []))
+    bags.is_bags(len(index.images), index.extra)
+    if index.joints is None:
+        return
     suspicions(index.joints)
     image = np.zeros((32, 32, 3), np.uint8)
     for joints in index.joints[:3]:
@@ -83,6 +95,10 @@ def test_indexes(tmp_path):
     assert_all_answered(index_pickles(), tmp_path / "index.p", use_index, seed=0)
 
 
+def test_indexes_of_shapes(tmp_path):
+    assert_all_answered(shape_index_pickles(), tmp_path / "index.p", use_index, seed=6)
+
+
 def test_configs(tmp_path):
     config = dict(SMALL, data_index="data/toy/index.p")
     originals = [yaml.safe_dump(config, default_flow_style=style).encode() for style in (None, False, True)]
@@ -92,7 +108,8 @@ def test_configs(tmp_path):
 def test_images(tmp_path):
     formats = [("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("GIF", {}), ("BMP", {}), ("WEBP", {}),
                ("PPM", {})]
-    assert_all_answered(list(images(formats)), tmp_path / "image", lambda path: load_image(path, 16), seed=2)
+    assert_all_answered(list(images(formats)), tmp_path / "image",
+                        lambda path: (load_image(path, 16), load_shape(path, 16)), seed=2)
 
 
 def openpose_files():

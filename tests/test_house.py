@@ -12,8 +12,12 @@ ROOMS = ("common", "dataset", "training", "inference")
 ORDER = """
     common.errors common.console < common.machine common.downloads common.files
     dataset.pickles < dataset.index < dataset.boxes < dataset.builder dataset.toy dataset.poses
-    dataset.builder dataset.poses < dataset.videos dataset.coco dataset.openpose dataset.photos < dataset.selection
-    dataset.index dataset.boxes < dataset.videos dataset.coco dataset.openpose dataset.photos dataset.selection
+    dataset.pickles dataset.index dataset.toy < dataset.bags
+    dataset.builder dataset.poses < dataset.videos dataset.coco dataset.openpose dataset.photos
+    dataset.builder dataset.photos < dataset.pairs
+    dataset.videos dataset.photos dataset.poses dataset.builder dataset.pairs < dataset.selection
+    dataset.index dataset.boxes < dataset.videos dataset.coco dataset.openpose dataset.photos dataset.pairs
+    dataset.index dataset.boxes < dataset.selection
     nn < models
     dataset.index < batches
     deeploss < training.config < training.runs training.checkpoints training.curves training.cluster

@@ -1,11 +1,13 @@
 """Data sets from annotations in the formats of the field, which these tests write themselves."""
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
 
+import cv2
 import numpy as np
 import pytest
 from helpers import ROOT, STANDING, beside, exit_code, save_openpose, standing
@@ -14,7 +16,7 @@ from PIL import Image
 from dataset import coco, openpose
 from dataset.builder import IndexBuilder
 from dataset.index import JOINTS, Index, load_image
-from tools import make_index
+from tools import check_index, make_index
 from tools.check_index import suspicions
 
 
@@ -265,6 +267,77 @@ def test_single_misfits_are_left_out_by_name(openpose_files, tmp_path, capsys):
     assert len(Index(str(tmp_path / "out" / "index.p")).images) == 20
     left_out = (tmp_path / "out" / "left_out.txt").read_text()
     assert "3.png: images of another size" in left_out and "5.png: rows with joints outside" in left_out
+
+
+# ---------------------------------------------------------------------------------------------- photos and shapes
+
+def drawing(dark, size=32):
+    """A square of lines, black on white or white on black, (size, size, 3) uint8."""
+    pixels = np.full((size, size, 3), 255 if dark else 0, np.uint8)
+    cv2.rectangle(pixels, (8, 8), (24, 24), (0,) * 3 if dark else (255,) * 3, 1)
+    return pixels
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("dark", [False, True])
+def test_pairs_are_split(tmp_path, capsys, monkeypatch, side, dark):
+    monkeypatch.chdir(str(tmp_path))
+    red = np.full((32, 32, 3), (200, 30, 60), np.uint8)
+    halves = [red, drawing(dark)] if side == "left" else [drawing(dark), red]
+    for folder, n in (("train", 3), ("val", 2)):
+        for i in range(n):
+            save(tmp_path / folder / f"{i}_AB.png", 64, 32, np.concatenate(halves, axis=1))
+    save(tmp_path / "train" / "square.png", 32, 32)
+    (tmp_path / "train" / "broken.jpg").write_bytes(b"x")
+    assert run("pairs", "--images", tmp_path / "train", "--test", tmp_path / "val", "--photo", side, "--out",
+               tmp_path / "out") == 0
+    index = Index(str(tmp_path / "out" / "index.p"))
+    assert index.train.tolist() == [True] * 3 + [False] * 2 and index.black_on_white == dark
+    np.testing.assert_allclose(index.image(0, 32), red, atol=4)
+    np.testing.assert_array_equal(index.shape_image(4, 32), drawing(False))
+    out = capsys.readouterr().out
+    assert "1 images that are not two squares side by side" in out and "1 images that cannot be read" in out
+    assert "5 images with shapes kept: 3 for training, 2 for tests" in out
+    assert exit_code(check_index, tmp_path / "out" / "index.p") == 0
+    assert f"5 shape images are grey, {5 * dark} of these mostly bright" in out
+
+
+def test_a_wrong_black_on_white_is_suspicious(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(str(tmp_path))
+    for i in range(6):
+        save(tmp_path / "pairs" / f"{i}.png", 64, 32, np.concatenate([drawing(True), drawing(True)], axis=1))
+    assert run("pairs", "--images", tmp_path / "pairs", "--photo", "left", "--out", tmp_path / "out") == 0
+    path = tmp_path / "out" / "index.p"
+    assert exit_code(check_index, path) == 0 and "mostly bright, where" not in capsys.readouterr().out
+    data = dict(pickle.loads(path.read_bytes()), black_on_white=False)
+    path.write_bytes(pickle.dumps(data))
+    assert exit_code(check_index, path) == 0
+    assert "100 % of 6 grey shape images are mostly bright" in capsys.readouterr().out
+
+
+def test_edges_of_photos_are_found(tmp_path, capsys):
+    photo = np.full((60, 40, 3), 250, np.uint8)
+    photo[20:50, 10:30] = (180, 20, 40)
+    for i in range(5):
+        save(tmp_path / "bags" / f"{i}.png", 40, 60, photo)
+    save(tmp_path / "bags" / "plain.png", 40, 60, np.full((60, 40, 3), 200, np.uint8))
+    assert run("edges", "--images", tmp_path / "bags", "--size", 60, "--out", tmp_path / "out") == 0
+    index = Index(str(tmp_path / "out" / "index.p"))
+    assert len(index.images) == 5 and sorted(index.train.tolist()) == [False] + [True] * 4
+    lines = np.asarray(Image.open(str(tmp_path / "out" / index.shapes[0])))
+    assert lines.shape == (60, 40) and set(np.unique(lines)) == {0, 255}
+    assert lines[35, 8:12].max() == 255 and lines[18:22, 20].max() == 255 and not lines[30:40, 15:25].any()
+    assert "1 images without edges" in capsys.readouterr().out
+    with open(str(tmp_path / "bags" / "0.png"), "rb") as source, open(index.image_path(0), "rb") as copy:
+        assert source.read() == copy.read()
+
+
+@pytest.mark.parametrize("options", [("edges",), ("pairs", "--photo", "left")])
+def test_a_folder_without_images_is_named(tmp_path, capsys, options):
+    (tmp_path / "empty").mkdir()
+    for folder, found in ((tmp_path / "empty", "none in it"), (tmp_path / "none", "no such folder")):
+        assert run(*options, "--images", folder, "--out", tmp_path / "out") == 2
+        assert found in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 # ---------------------------------------------------------------------------------------------- own photos

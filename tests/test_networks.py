@@ -155,11 +155,11 @@ def test_the_saved_model_runs_without_this_code(exported, toy, tmp_path):
             pass
         Options.network = network
         with restored(Options.network, config) as renderer:
-            picture = renderer.transfer(batch, batch.stick)
-            sample = renderer.sample(batch.stick, 1)
+            picture = renderer.transfer(batch, batch.shape_image)
+            sample = renderer.sample(batch.shape_image, 1)
     has_part = batch.has_part.repeat(3, axis=-1)[:, np.newaxis, np.newaxis]
-    fed = {"parts": ((batch.parts / 127.5 - 1) * has_part).astype(np.float32),
-           "stick": (batch.stick / 127.5 - 1).astype(np.float32)}
+    fed = {"parts": ((batch.appearance / 127.5 - 1) * has_part).astype(np.float32),
+           "stick": (batch.shape_image / 127.5 - 1).astype(np.float32)}
     made = use_saved_model(exported, fed, tmp_path)
     np.testing.assert_allclose(made["picture"], picture, atol=1e-5)
     np.testing.assert_allclose(made["sample"], sample, atol=1e-5)

@@ -29,7 +29,7 @@ from common.console import progress_bar, quiet_stderr
 with quiet_stderr():
     import tensorflow.compat.v1 as tf
 
-from batches import BatchOrder, Loader, pipeline
+from batches import BatchOrder, make_loader, pipeline
 from common.errors import Parser, UserError, run, shown, whole_number
 from common.machine import cpu_count, make_session, set_up_tensorflow
 from dataset.index import JOINTS, STANDING, Index
@@ -77,7 +77,7 @@ def parse_options(argv):
 
 def benchmark_step(config, options, folder):
     """Times of training steps and, between them, of matrix products, as the machine's speed varies over time."""
-    load, order = make_loader(config, folder)
+    load, order = make_input(config, folder)
     source = config["vgg_weights"] if os.path.isfile(config["vgg_weights"]) else "random"
     with tf.Graph().as_default():
         iterator = tf.data.make_initializable_iterator(pipeline(load, order))
@@ -172,7 +172,7 @@ def _flop_of(op):
 
 def benchmark_input(config, options, folder):
     """Images per second of the pipeline with 1, 2, 4 ... threads, up to the cores of this process."""
-    load, order = make_loader(config, folder)
+    load, order = make_input(config, folder)
     results = {"config": os.path.basename(options.config), "tensorflow": tf.__version__, "cores": cpu_count(),
                "spatial_size": config["spatial_size"], "box_factor": config["box_factor"]}
     threads = 1
@@ -198,7 +198,7 @@ def benchmark_input(config, options, folder):
 
 def benchmark_evaluate(config, options, folder):
     """Images and pairs per second of evaluation, without samples, joints and consistency, with random weights."""
-    load, order = make_loader(config, folder)
+    load, order = make_input(config, folder)
     numbers = np.unique(order.front(8 * config["batch_size"]))
     pairs = np.stack([np.roll(numbers, 1), numbers], axis=1)
     source = config["vgg_weights"] if os.path.isfile(config["vgg_weights"]) else "random"
@@ -220,13 +220,13 @@ def benchmark_evaluate(config, options, folder):
 
 # ---------------------------------------------------------------------------------------------- made-up data
 
-def make_loader(config, folder):
+def make_input(config, folder):
     """(Loader, BatchOrder) of the config's data or, if that is missing, of made-up people in JPEGs of spatial_size."""
     path = config["data_index"]
     if not os.path.isfile(path):
         path = make_up_data(folder, config["spatial_size"])
     index = Index(path, config["allow_outside_images"])
-    load = Loader(index, config["spatial_size"], config["box_factor"])
+    load = make_loader(index, config)
     return load, BatchOrder(index.usable("train"), config["batch_size"], config["seed"])
 
 

@@ -3,7 +3,8 @@
     python tools/check_index.py data/market/index.p
 
 Prints what is in the index and what looks suspicious. Lists every fault on stderr, one line each. Writes preview.png:
-the images of some people with their stick figures and part crops. The exit code is 0 if training can start, 2 if not.
+some images with their stick figures and part crops, or with their shape images. The exit code is 0 if training can
+start, 2 if not.
 """
 import argparse
 import collections
@@ -26,7 +27,9 @@ from dataset.index import (
     Index,
     J,
     index_faults,
+    is_bright,
     is_file_name,
+    is_grey,
     is_list,
     is_visible,
     leaves_folder,
@@ -40,6 +43,7 @@ PREVIEW_PEOPLE = 8
 MAX_COMPARED = 10**8  # bytes of an image file
 MAX_LINES = 20  # of one kind of suspicion
 MIN_PEOPLE = 5  # for a majority verdict
+MAX_SHAPES = 50  # that are looked at
 MIN_JOINTS = 50  # to judge where they lie
 
 
@@ -74,9 +78,14 @@ def check(path, allow_outside):
         return faults + image_faults
     index = Index(path, data=data)
     split_faults = check_splits(index)
-    visible = is_visible(index.joints).mean(axis=0)
-    print("visible: " + ", ".join(f"{name} {100 * visible[J[name]]:.0f} %" for name in JOINTS))
-    for suspicion in suspicions(index.joints) + shared_images(index, digests):
+    found = []
+    if index.joints is not None:
+        visible = is_visible(index.joints).mean(axis=0)
+        print("visible: " + ", ".join(f"{name} {100 * visible[J[name]]:.0f} %" for name in JOINTS))
+        found += suspicions(index.joints)
+    if index.shapes is not None:
+        found += bright_shapes(index, digests)
+    for suspicion in found + shared_images(index, digests):
         print("suspicious: " + suspicion)
     write_preview(index, digests)
     return image_faults + split_faults
@@ -91,8 +100,8 @@ def check_splits(index):
         except UserError as error:
             n_usable = 0
             faults.append(str(error))
-        print(f"{split}: {np.sum(in_split)} images, {n_usable} of them usable "
-              "(both hips and both shoulders are visible)")
+        why = " (both hips and both shoulders are visible)" if index.uses_joints else ""
+        print(f"{split}: {np.sum(in_split)} images, {n_usable} of them usable{why}")
     return faults
 
 
@@ -100,8 +109,8 @@ def check_splits(index):
 
 def image_names(data, allow_outside):
     """The paths in the dict of an index that may be read; anything else in it may be faulty."""
-    images = data["imgs"] if "imgs" in data and is_list(data["imgs"]) else ()
-    return sorted({str(name) for name in images if is_file_name(name) and (allow_outside or not leaves_folder(name))})
+    names = [name for key in ("imgs", "shapes") if key in data and is_list(data[key]) for name in data[key]]
+    return sorted({str(name) for name in names if is_file_name(name) and (allow_outside or not leaves_folder(name))})
 
 
 def check_images(folder, names):
@@ -199,6 +208,22 @@ def misplaced_joints(seen):
     return found
 
 
+def bright_shapes(index, decodable):
+    """A line about line drawings that are bright as the program sees them, and black_on_white; a list of one or none.
+
+    decodable: the names of the images that can be read.
+    """
+    numbers = [i for i, shape in enumerate(index.shapes) if shape in decodable]
+    numbers = numbers[::max(1, len(numbers) // MAX_SHAPES)]
+    shapes = [index.shape_image(number, PREVIEW_SIZE) for number in numbers]
+    wrong = np.array([is_bright(shape[..., 0]) for shape in shapes if is_grey(shape)])
+    if not is_most(wrong):
+        return []
+    found = "true" if index.black_on_white else "false"
+    return [f"{percent(wrong)} of {len(wrong)} grey shape images are mostly bright, where lines should be white on "
+            f"black: is the index's black_on_white, {found}, right?"]
+
+
 def shared_images(index, digests):
     """A line about images that are in both splits, by name or by content; a list of one or none."""
     splits = collections.defaultdict(set)
@@ -217,26 +242,32 @@ def shared_images(index, digests):
 # ---------------------------------------------------------------------------------------------- the preview
 
 def write_preview(index, decodable):
-    """Saves a picture with a row for each of some people: image, stick figure, part crops.
+    """Saves a picture with a row for each of some people: image, stick figure, part crops; or image and shape image.
 
     decodable: the names of the images that can be read.
     """
-    usable = [i for i in np.flatnonzero(index.has_torso()) if index.images[i] in decodable]
+    usable = [i for i in np.flatnonzero(index.is_usable()) if index.images[i] in decodable
+              and (index.shapes is None or index.shapes[i] in decodable)]
     if not usable:
         return
-    load = Loader(index, PREVIEW_SIZE, 0)
+    has_shapes, has_joints = index.shapes is not None, index.joints is not None
+    load = Loader(index, PREVIEW_SIZE, 0, shape="picture" if has_shapes else "joints",
+                  appearance="parts" if has_joints else "none")
     rows = []
     for number in np.unique(np.linspace(0, len(usable) - 1, PREVIEW_PEOPLE).astype(int)):
         example = Examples(*[array[0] for array in load([usable[number]])])
         # A part that is missing is grey, as the network sees it.
-        parts = np.where(np.repeat(example.has_part, 3), example.parts, 127).astype(np.uint8)
-        rows.append(np.concatenate([example.image, example.stick] + np.split(parts, len(PARTS), axis=-1), axis=1))
+        parts = np.where(np.repeat(example.has_part, 3), example.appearance, 127).astype(np.uint8)
+        crops = np.split(parts, len(PARTS), axis=-1) if has_joints else []
+        rows.append(np.concatenate([example.image, example.shape_image] + crops, axis=1))
     try:
         Image.fromarray(np.concatenate(rows)).save(PREVIEW)
     except OSError as error:  # which is no fault of the index
         print(f"warning: {PREVIEW} cannot be written: {reason(error)}", file=sys.stderr)
         return
-    print(f"{PREVIEW} shows {len(rows)} people: image, stick figure (right limbs red, left limbs green), part crops")
+    columns = ["image", "shape image" if has_shapes else "stick figure (right limbs red, left limbs green)"]
+    columns += ["part crops"] if has_joints else []
+    print(f"{PREVIEW} shows {len(rows)} {'people' if has_joints else 'things'}: {', '.join(columns)}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Draws the toy data set, index.p and images/. The same command always gives the same bytes.
+"""Draws a toy data set, index.p and images/. The same command always gives the same bytes.
 
     python tools/make_toy.py --out data/toy
+    python tools/make_toy.py --kind bags --out data/toy_bags
 """
 import argparse
 import os
@@ -9,23 +10,27 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from common.errors import Parser, UserError, run
-from dataset.toy import make_data_set
+from dataset import bags, toy
+
+KINDS = {"people": (toy.make_data_set, "people"), "bags": (bags.make_data_set, "looks of bags and shoes")}
 
 
 def main(argv=None):
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kind", default="people", choices=sorted(KINDS), help="what to draw (people)")
     parser.add_argument("--out", default="data/toy", metavar="DIR", help="a folder for index.p and images/ (data/toy)")
-    parser.add_argument("--train", type=int, default=1500, metavar="N", help="people to train on (1500)")
-    parser.add_argument("--test", type=int, default=100, metavar="N", help="held-out people (100)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed draws other people (0)")
+    parser.add_argument("--train", type=int, default=1500, metavar="N", help="people or looks to train on (1500)")
+    parser.add_argument("--test", type=int, default=100, metavar="N", help="held-out ones (100)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed draws others (0)")
     options = parser.parse_args(argv)
     if min(options.train, options.test) < 1 or not 0 <= options.seed < 2**32:
         parser.error(f"--train and --test must be 1 or more, --seed from 0 to {2**32 - 1}")
     try:
+        make_data_set, what = KINDS[options.kind]
         index = make_data_set(options.out, options.train, options.test, options.seed)
     except OSError as error:
         raise UserError(f"--out: cannot write {error.filename or options.out}: {error.strerror}")
-    print(f"{len(index['imgs'])} images of {options.train + options.test} people, {options.test} of them held out, "
+    print(f"{len(index['imgs'])} images of {options.train + options.test} {what}, {options.test} of them held out, "
           f"are in {options.out}")
 
 

@@ -53,6 +53,8 @@ KEYS = {
     "batch_size": _positive_integer(),
     "init_batches": _positive_integer(),
     "seed": Key("a whole number from 0 to 2147483647", lambda value: _is_integer(value, 0), 0),
+    "shape": Key("joints or picture", lambda value: value in ("joints", "picture"), "joints"),
+    "appearance": Key("parts, picture or none", lambda value: value in ("parts", "picture", "none"), "parts"),
     # network
     "spatial_size": Key("a power of two, 4 or more",
                         lambda value: _is_integer(value, 4) and value & (value - 1) == 0),

@@ -17,7 +17,8 @@ ADAM_BETA1, ADAM_BETA2 = 0.5, 0.9
 def make_network(config):
     """The VU-Net of a config."""
     return VUNet(config["spatial_size"], config["box_factor"], config["bottleneck_factor"],
-                 n_filters=config["n_filters"], max_filters=config["max_filters"])
+                 n_filters=config["n_filters"], max_filters=config["max_filters"],
+                 has_encoder=config["appearance"] != "none")
 
 
 class TrainingGraph:
@@ -47,13 +48,13 @@ class TrainingGraph:
         self.init_batch = placeholders(shapes)
         init_pass = Pass("initialise", seed=seed, drop_prob=config["drop_prob"], initialising=True)
         inputs = to_float(self.init_batch)
-        net.initialise(init_pass, inputs.stick, inputs.parts)
+        net.initialise(init_pass, inputs.shape_image, inputs.appearance)
         self._initialise_from_data = tf.group(*init_pass.assignments)
 
         self.batch = batch
         inputs = to_float(batch)
         train_pass = Pass("train", step, seed, config["drop_prob"], worker=cluster.worker, n_workers=cluster.n_workers)
-        decoded, posterior = net.train(train_pass, inputs.stick, inputs.parts)
+        decoded, posterior = net.train(train_pass, inputs.shape_image, inputs.appearance)
         loss, self.scalars = self._losses(inputs.image, decoded, posterior, perceptual_loss)
         self._eval_fetches = dict(self.scalars), decoded.picture, list(posterior.means)
         self._without_dropout = {train_pass.drop_prob: 0.0}
@@ -63,7 +64,7 @@ class TrainingGraph:
         self.update, self.stopping = self._adam(config, loss)
 
         sample_number = tf.placeholder_with_default(0, ())
-        samples = net.sample(Pass("sample", sample_number, seed), inputs.stick)
+        samples = net.sample(Pass("sample", sample_number, seed), inputs.shape_image)
         self.rendering = RenderingTensors(
             batch, posterior.means, posterior.samples, decoded.picture, samples, sample_number,
             deterministic={train_pass.noise: 0.0, train_pass.drop_prob: 0.0})
@@ -111,7 +112,7 @@ class TrainingGraph:
         """What is minimised, and the scalars to log, by name."""
         terms = perceptual_loss(image, decoded.picture)
         kl_losses = kl_divergence(posterior.means, decoded.prior_means)
-        kl_loss = tf.add_n(kl_losses)
+        kl_loss = tf.add_n(kl_losses) if kl_losses else tf.constant(0.0)
         # The negative bound of equation 5; the KL term is a cost (the sign in equations 3 to 5 is a misprint).
         loss = terms.likelihood_loss + self.kl_weight * kl_loss
         scalars = {"loss": loss, "likelihood_loss": terms.likelihood_loss, "kl_loss": kl_loss,
@@ -157,12 +158,14 @@ def make_rendering_tensors(config, shapes):
     net, seed = make_network(config), config["seed"]
     inputs = placeholders(shapes, config["batch_size"])
     pictures = to_float(inputs)
-    means = net.posterior_means(Pass("encode", seed=seed), pictures.parts)
+    means = net.posterior_means(Pass("encode", seed=seed), pictures.appearance)
     latents = [tf.placeholder(tf.float32, mean.shape) for mean in means]
-    picture = net.transfer(Pass("transfer", seed=seed), pictures.stick, latents)
+    transfer_pass = Pass("transfer", seed=seed)
+    picture = net.transfer(transfer_pass, pictures.shape_image, latents)
     sample_number = tf.placeholder_with_default(0, ())
-    samples = net.sample(Pass("sample", sample_number, seed), pictures.stick)
-    return RenderingTensors(inputs, means, latents, picture, samples, sample_number, deterministic={})
+    samples = net.sample(Pass("sample", sample_number, seed), pictures.shape_image)
+    return RenderingTensors(inputs, means, latents, picture, samples, sample_number,
+                            deterministic={transfer_pass.noise: 0.0})
 
 
 class Renderer:
@@ -174,31 +177,32 @@ class Renderer:
 
     def __init__(self, tensors, session):
         self._tensors, self._session = tensors, session
-        self.batch_size, self.size = tensors.inputs.stick.shape.as_list()[:2]
+        self.batch_size, self.size = tensors.inputs.shape_image.shape.as_list()[:2]
 
     def encode(self, examples):
         """Latents of n Examples: their posterior means."""
         inputs = self._tensors.inputs
-        return self._run(self._tensors.means, [inputs.parts, inputs.has_part], [examples.parts, examples.has_part])
+        return self._run(self._tensors.means, [inputs.appearance, inputs.has_part],
+                         [examples.appearance, examples.has_part])
 
-    def render(self, latents, stick):
-        """Pictures (n, S, S, 3) of n appearances in n poses; of one appearance where latents are (1, h, w, c)."""
-        latents = [np.repeat(z, len(stick), axis=0) if len(z) == 1 else z for z in latents]
-        fed = [self._tensors.inputs.stick] + list(self._tensors.latents)
-        return self._run([self._tensors.picture], fed, [stick] + latents)[0]
+    def render(self, latents, shape_images):
+        """Pictures (n, S, S, 3) of n appearances in n shapes; of one appearance where latents are (1, h, w, c)."""
+        latents = [np.repeat(z, len(shape_images), axis=0) if len(z) == 1 else z for z in latents]
+        fed = [self._tensors.inputs.shape_image] + list(self._tensors.latents)
+        return self._run([self._tensors.picture], fed, [shape_images] + latents)[0]
 
-    def transfer(self, appearances, stick):
-        """Pictures (n, S, S, 3) of n Examples, each in the pose of one of n stick figures."""
-        return self.render(self.encode(appearances), stick)
+    def transfer(self, appearances, shape_images):
+        """Pictures (n, S, S, 3) of n Examples, each in one of n shapes."""
+        return self.render(self.encode(appearances), shape_images)
 
-    def transfers(self, appearances, stick):
-        """Every one of n Examples in every one of m poses: (n, m, S, S, 3)."""
-        latents = self.encode(appearances)
-        return np.stack([self.render([z[i:i + 1] for z in latents], stick) for i in range(len(latents[0]))])
+    def transfers(self, appearances, shape_images):
+        """Every one of n Examples in every one of m shapes: (n, m, S, S, 3)."""
+        latents, n = self.encode(appearances), len(appearances.image)
+        return np.stack([self.render([z[i:i + 1] for z in latents], shape_images) for i in range(n)])
 
-    def sample(self, stick, number=0):
-        """Pictures (n, S, S, 3) of these poses in appearances from the prior; another number gives others."""
-        return self._run([self._tensors.samples], [self._tensors.inputs.stick], [stick], number)[0]
+    def sample(self, shape_images, number=0):
+        """Pictures (n, S, S, 3) of these shapes in appearances from the prior; another number gives others."""
+        return self._run([self._tensors.samples], [self._tensors.inputs.shape_image], [shape_images], number)[0]
 
     def _run(self, fetches, tensors, arrays, number=0):
         """The fetches, arrays (n, ...), with the arrays (n, ...) fed to the tensors (batch_size, ...)."""

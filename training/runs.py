@@ -17,7 +17,8 @@ from common.names import numbered
 from training.config import dump_config
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-SOURCES = ("", "common", "dataset", "training", "inference", "tools")  # the folders that a run keeps a copy of
+# The folders that a run keeps a copy of.
+SOURCES = ("", "ablations", "common", "dataset", "training", "inference", "tools")
 
 
 class Run:

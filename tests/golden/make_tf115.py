@@ -41,6 +41,7 @@ with tempfile.TemporaryDirectory() as folder:
     has_part = batch.has_part.repeat(3, axis=-1)[:, np.newaxis, np.newaxis]
     with open_network(out + ".vunet.zip") as Options.network, \
             restored(Options.network, load_config(Options.network.config_path())) as renderer:
-        np.savez_compressed(out + ".npz", parts=((batch.parts / 127.5 - 1) * has_part).astype(np.float32),
-                            stick=(batch.stick / 127.5 - 1).astype(np.float32),
-                            picture=renderer.transfer(batch, batch.stick), sample=renderer.sample(batch.stick, 1))
+        np.savez_compressed(out + ".npz", parts=((batch.appearance / 127.5 - 1) * has_part).astype(np.float32),
+                            stick=(batch.shape_image / 127.5 - 1).astype(np.float32),
+                            picture=renderer.transfer(batch, batch.shape_image),
+                            sample=renderer.sample(batch.shape_image, 1))
