@@ -189,3 +189,10 @@ def test_the_benchmark_measures_made_up_data_against_another_checkout(what, keys
     for key in keys:
         assert results[key] > 0 and results[key + "_other"] > 0
         assert abs(results[key + "_ratio"] - results[key] / results[key + "_other"]) < 1e-6
+
+
+@pytest.mark.slow
+def test_the_benchmark_makes_up_shapes_too(small_config, capsys):
+    config = small_config(data_index="none.p", shape="picture", appearance="picture")
+    assert exit_code(benchmark, "input", "--config", config, "--steps", 1, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["images_per_s_1_threads"] > 0

@@ -32,7 +32,8 @@ with quiet_stderr():
 from batches import BatchOrder, make_loader, pipeline
 from common.errors import Parser, UserError, run, shown, whole_number
 from common.machine import cpu_count, make_session, set_up_tensorflow
-from dataset.index import JOINTS, STANDING, Index
+from dataset.index import JOINTS, STANDING, open_index
+from dataset.pairs import edges
 from dataset.pickles import dump_index
 from deeploss import load_weights
 from inference.evaluation import Comparison, Evaluation
@@ -206,8 +207,7 @@ def benchmark_evaluate(config, options, folder):
         tensors = make_rendering_tensors(config, load.shapes())
         with make_session(config) as session:
             session.run(tf.global_variables_initializer())
-            late = argparse.Namespace(run=lambda: None)
-            evaluation = Evaluation(config, load.index, Renderer(tensors, session), comparison, late=late, save=False)
+            evaluation = Evaluation(config, load.index, Renderer(tensors, session), comparison)
             rates = []
             for _ in range(options.steps + 1):
                 start = time.time()
@@ -225,24 +225,27 @@ def make_input(config, folder):
     path = config["data_index"]
     if not os.path.isfile(path):
         path = make_up_data(folder, config["spatial_size"])
-    index = Index(path, config["allow_outside_images"])
+    index = open_index(dict(config, data_index=path))
     load = make_loader(index, config)
     return load, BatchOrder(index.usable("train"), config["batch_size"], config["seed"])
 
 
 def make_up_data(folder, size, n=128):
-    """Writes n images as detailed as photos, and their index; returns its path."""
+    """Writes n images as detailed as photos, with edges, and their index; returns its path."""
     random = np.random.RandomState(0)
-    os.mkdir(os.path.join(folder, "images"))
-    names = [f"images/{i}.jpg" for i in range(n)]
-    for name in names:
+    for name in ("images", "shapes"):
+        os.mkdir(os.path.join(folder, name))
+    names, shapes = [f"images/{i}.jpg" for i in range(n)], [f"shapes/{i}.png" for i in range(n)]
+    for name, shape in zip(names, shapes):
         coarse = Image.fromarray(random.randint(0, 256, (size // 8, size // 8, 3)).astype(np.uint8))
         pixels = np.asarray(coarse.resize((size, size), Image.BICUBIC)) + random.normal(scale=5, size=(size, size, 3))
-        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(os.path.join(folder, name), quality=90)
+        pixels = pixels.clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(os.path.join(folder, name), quality=90)
+        Image.fromarray(edges(pixels)).save(os.path.join(folder, shape))
     joints = np.array([STANDING[name] for name in JOINTS]) + random.uniform(-.04, .04, (n, len(JOINTS), 2))
     path = os.path.join(folder, "index.p")
     train = [True] * (n - 1) + [False]
-    dump_index({"joint_order": list(JOINTS), "imgs": names, "train": train, "joints": joints}, path)
+    dump_index({"joint_order": list(JOINTS), "imgs": names, "train": train, "joints": joints, "shapes": shapes}, path)
     return path
 
 
