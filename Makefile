@@ -2,7 +2,7 @@
 # make toy-gif        after that: somebody of the toy's test split in motion, as docs/toy.gif
 # make test           runs the tests
 # make test-fast      runs the quick ones, in about a minute
-# make fuzz           reads 20,500 damaged files; make test reads 512 of them
+# make fuzz           reads 24,500 damaged files; make test reads 612 of them
 # make lint           runs ruff
 # make test-versions  runs the quick tests on the Pythons and the TensorFlow that .ci/run leaves out
 # All make a virtual environment first; PYTHON=python3.7 chooses TensorFlow 1.15, python3.10 to 3.13 TensorFlow 2.x.

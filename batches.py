@@ -159,9 +159,9 @@ def cut_parts(image, transforms, has_part, s):
 class Loader:
     """load(numbers) -> Examples (uint8, stacked) of these images of the index; called from many threads.
 
-    index: an Index, or a Selection. shape: "joints", stick figures, or "picture", the index's shape images. appearance:
-    "parts", "picture" or "none", as in Examples. failure: the UserError of an image that could not be read, None
-    before; TensorFlow passes on only its text.
+    index: an Index, or a Selection. shape: "joints", stick figures; "picture", the index's shape images; or None:
+    shapes have no channels. appearance: "parts", "picture" or "none", as in Examples. failure: the UserError of an
+    image that could not be read, None before; TensorFlow passes on only its text.
     """
 
     def __init__(self, index, spatial_size, box_factor, *, shape="joints", appearance="parts"):
@@ -182,6 +182,8 @@ class Loader:
 
     def shape_images(self, numbers):
         """Shapes (n, S, S, 3) uint8. Raises UserError where an image cannot be read."""
+        if self.shape is None:
+            return np.zeros((len(numbers), self.size, self.size, 0), np.uint8)
         if self.shape == "picture":
             return np.stack([self.index.shape_image(number, self.size) for number in numbers])
         return np.stack([stick_figure(joints, self.size) for joints in self.index.joints[numbers]])
@@ -212,9 +214,9 @@ class Loader:
         return Examples((size, size, 3), (size, size, 3), (s, s, 3 * k), (k,))
 
 
-def make_loader(index, config):
-    """The Loader of a config."""
-    return Loader(index, config["spatial_size"], config["box_factor"], shape=config["shape"],
+def make_loader(index, config, with_shapes=True):
+    """The Loader of a config; without shapes it serves to encode appearances."""
+    return Loader(index, config["spatial_size"], config["box_factor"], shape=config["shape"] if with_shapes else None,
                   appearance=config["appearance"])
 
 

@@ -74,8 +74,8 @@ def parse_options(argv):
     parser.add_argument("--log_dir", default="log", metavar="DIR", help="where run folders go (log)")
     parser.add_argument("--checkpoint", metavar="PATH",
                         help="checkpoint prefix, checkpoints folder, run folder, network file or URL of an archive")
-    parser.add_argument("--best", action="store_true", help="of the run's checkpoints, the one with the best score of "
-                                                            "eval_freq's instead of the newest")
+    parser.add_argument("--best", action="store_true", help="of the run's checkpoints, the one with the highest score "
+                                                            "(see eval_freq) instead of the newest")
     parser.add_argument("--retrain", action="store_true", help="train: keep the checkpoint's weights and, where it has "
                                                                "them, moments, but start at step 0 again")
     parser.add_argument("--batches", type=whole_number(1000000), metavar="N",
@@ -173,7 +173,7 @@ def train(options, config):
                 test_order = BatchOrder(index.usable("test"), config["batch_size"], config["seed"])
                 test_batch = load.batch(test_order.batch(0))
                 run = stack.enter_context(Run(options.log_dir, config))
-                run.write(DETAILS, details_of(index.aspect()))
+                run.write(DETAILS, details_of(index, config))
                 cluster.note_loss_with(run.log)
                 if validation is not None:
                     stack.enter_context(validation.of_training(run, saver, session))

@@ -29,11 +29,10 @@ class Pass:
     above 0, the attribute is a scalar tensor that can be fed.
     initialising: whether layers set their g and b from the data they see; the updates gather in `assignments`.
     worker, n_workers: this batch is one of n_workers batches of equal size; their noise is that of one large batch.
-
-    noise: scalar tensor, a factor of all noise, which can be fed.
+    noise: a factor of all noise; the attribute is a scalar tensor that can be fed.
     """
 
-    def __init__(self, name, step=0, seed=0, drop_prob=0.0, *, initialising=False, worker=0, n_workers=1):
+    def __init__(self, name, step=0, seed=0, drop_prob=0.0, *, initialising=False, worker=0, n_workers=1, noise=1.0):
         self.name = name
         self.step = step
         self.seed = seed
@@ -43,7 +42,7 @@ class Pass:
         self.assignments = []
         self._scope = None
         self._counts = collections.Counter()
-        self.noise = tf.placeholder_with_default(1.0, ())
+        self.noise = tf.placeholder_with_default(noise, ())
         # Not a constant, or the graph optimiser would work out all initial weights, and more slowly than the session.
         self.zero = tf.placeholder_with_default(tf.constant(0, tf.int64), ())
         self.drop_prob = tf.placeholder_with_default(tf.constant(drop_prob), ())

@@ -6,6 +6,7 @@
 
 An index may come from strangers: neither its pickle nor its paths nor its image files are trusted.
 """
+import contextlib
 import numbers
 import os
 import warnings
@@ -34,10 +35,11 @@ MAX_COORDINATE = 100.0  # in shares of the picture; a larger one is an error
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM")
 ORIENTATION = 0x0112  # EXIF's tag
 LYING = (5, 6, 7, 8)  # its values where width and height are exchanged
-ASPECT_IMAGES = 1000
+ASPECT_IMAGES, SHAPES = 1000, 100
 MAX_CHROMA = 24  # between the channels of a grey pixel, after JPEG
 MAX_COLOURED = 0.001  # share of pixels with more in a grey image
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS
+WHITE = (255, 255, 255, 255)
 # Pillow warns of damaged metadata, which is not used here, and of large images, which read_image refuses.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -106,6 +108,14 @@ class Index:
     def shape_image(self, number, size):
         """A shape image as (size, size, 3) uint8, lines white on black. Raises UserError where it cannot be read."""
         return load_shape(os.path.join(self.folder, self.shapes[number]), size, self.black_on_white)
+
+    def has_line_drawings(self):
+        """Whether most of about SHAPES shape images are grey; True where none can be read."""
+        found = []
+        for shape in self.shapes[::max(1, len(self.shapes) // SHAPES)]:
+            with contextlib.suppress(UserError):
+                found.append(is_grey(np.asarray(read_image(os.path.join(self.folder, shape), ground=WHITE))))
+        return not found or bool(np.mean(found) > 0.5)
 
     def aspect(self):
         """The median width / height of about ASPECT_IMAGES usable training images; 1 where none can be read."""
@@ -292,25 +302,28 @@ def load_image(path, size):
     return np.asarray(image if image.size == (size, size) else image.resize((size, size), Image.BILINEAR))
 
 
-def load_shape(path, size, black_on_white=None):
-    """The shape image file as (size, size, 3) uint8, as from as_shape. Raises UserError if it is not a whole image."""
-    return as_shape(read_image(path), size, black_on_white)
+def load_shape(path, size, black_on_white=None, lines=None):
+    """The shape image file as (size, size, 3) uint8, as from as_shape; what is transparent is white.
+
+    Raises UserError if the file is not a whole image.
+    """
+    return as_shape(read_image(path, ground=WHITE), size, black_on_white, lines)
 
 
-def as_shape(image, size, black_on_white=None):
+def as_shape(image, size, black_on_white=None, lines=None):
     """A shape image, RGB as PIL has it, as (size, size, 3) uint8, whatever its aspect.
 
-    Grey ones are line drawings, returned white on black. Lines survive shrinking: a pixel is as bright as the brightest
-    that it covers. black_on_white: whether the lines are dark; None: they are, if most of the image is bright. Coloured
-    ones are resized as pictures are.
+    lines: whether it is a line drawing; None: grey ones are. Line drawings are returned white on black. Lines survive
+    shrinking: a pixel is as bright as the brightest that it covers. black_on_white: whether the lines are dark; None:
+    they are, if most of the image is bright. Other images are resized as pictures are.
     """
     pixels = np.asarray(image)
-    if not is_grey(pixels):
+    if not (is_grey(pixels) if lines is None else lines):
         return np.asarray(image.resize((size, size), Image.BILINEAR))
-    lines = pixels[..., 1]
-    if black_on_white or (black_on_white is None and is_bright(lines)):
-        lines = 255 - lines
-    return np.repeat(_resized_lines(lines, size)[..., np.newaxis], 3, axis=2)
+    drawing = np.asarray(image.convert("L"))
+    if black_on_white or (black_on_white is None and is_bright(drawing)):
+        drawing = 255 - drawing
+    return np.repeat(_resized_lines(drawing, size)[..., np.newaxis], 3, axis=2)
 
 
 def is_grey(pixels):
@@ -334,8 +347,8 @@ def _resized_lines(lines, size):
     return cv2.resize(lines[np.ix_(rows, columns)], (size, size), interpolation=cv2.INTER_LINEAR)
 
 
-def read_image(path, size=None):
-    """The image file as a PIL image: RGB, upright, transparency ignored.
+def read_image(path, size=None, ground=None):
+    """The image file as a PIL image: RGB, upright. ground: what shows through transparency, which else is ignored.
 
     Given a size, a large JPEG comes at a half, a quarter or an eighth of its own, but at no less than twice that size.
     Raises UserError if the file is not a whole image of at most MAX_PIXELS pixels.
@@ -349,7 +362,7 @@ def read_image(path, size=None):
             if size is not None:
                 image.draft(None, (2 * size, 2 * size))
             image.load()
-            return _to_rgb(image)
+            return _to_rgb(image, ground)
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         raise UserError(f"{shown(path, 1000)}: cannot be read as an image: {reason(error)}")
 
@@ -367,9 +380,11 @@ def upright_size(path):
     return (height, width) if lies else (width, height)
 
 
-def _to_rgb(image):
+def _to_rgb(image, ground):
     if image.getexif().get(ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip instead of scaling it
         image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
+    if ground is not None and (image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info):
+        image = Image.alpha_composite(Image.new("RGBA", image.size, ground), image.convert("RGBA"))
     return image if image.mode == "RGB" else image.convert("RGB")

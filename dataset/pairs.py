@@ -12,27 +12,50 @@ from dataset.builder import files_below, in_parallel
 from dataset.index import is_bright, is_grey, read_image
 from dataset.photos import EXTENSIONS
 
+SAMPLED = 100  # pictures that tell whether a data set's shapes are line drawings
 BLUR = 1.4  # sigma of the Gaussian before Canny, in pixels (Canny 1986 smooths so too)
 
 
 def add_pairs(builder, options):
     """Adds the halves of the images in options.images and below; returns further keys for the index."""
-    n_grey = n_bright = 0
-    for path, name, train in find(options, builder):
-        halves, why = split(path, options.photo)
+    found = find(options, builder)
+    draws_lines = are_line_drawings([path for path, _, _ in found], options.photo)
+    halves_of = in_parallel(lambda item: encoded_halves(item[0], options.photo, draws_lines), found)
+    n_bright = 0
+    for (_, name, train), (photo, shape, bright, why) in zip(found, halves_of):
         if why:
             builder.leave_out(name, why)
             continue
-        photo, shape = halves
-        grey = is_grey(shape)
-        n_grey += grey
-        n_bright += grey and is_bright(shape[..., 1])
-        builder.add_pair(name, as_png(shape[..., 1] if grey else shape), train=train, jpeg=as_jpeg(photo))
-    black_on_white = 2 * n_bright > n_grey
-    if n_grey:
-        print(f"{n_grey} shape images are grey, {n_bright} of these mostly bright: taken as "
-              f"{'black lines on white' if black_on_white else 'white lines on black'}")
+        n_bright += bright
+        builder.add_pair(name, shape, train=train, jpeg=photo)
+    if not draws_lines:
+        print("shape images are coloured: taken as they are")
+        return {}
+    black_on_white = 2 * n_bright > len(builder.entries)
+    print(f"shape images are grey, {n_bright} of {len(builder.entries)} mostly bright: taken as "
+          f"{'black lines on white' if black_on_white else 'white lines on black'}")
     return {"black_on_white": black_on_white}
+
+
+def are_line_drawings(paths, photo_side):
+    """Whether most shapes of some of these pictures are grey. All of a data set are taken alike."""
+    halves = [split(path, photo_side)[0] for path in paths[::max(1, len(paths) // SAMPLED)]]
+    grey = []
+    for _, shape in filter(None, halves):
+        margin = len(shape) // 8  # JPEG carries the photo's colours a few pixels over
+        grey.append(is_grey(shape[:, margin:len(shape) - margin]))
+    return bool(np.mean(grey or [True]) > 0.5)
+
+
+def encoded_halves(path, photo_side, draws_lines):
+    """(JPEG of the photo, PNG of the shape, whether the shape is bright, None), or (None, None, None, why not)."""
+    halves, why = split(path, photo_side)
+    if why:
+        return None, None, None, why
+    photo, shape = halves
+    if draws_lines:
+        shape = cv2.cvtColor(np.ascontiguousarray(shape), cv2.COLOR_RGB2GRAY)
+    return as_jpeg(np.ascontiguousarray(photo)), as_png(shape), is_bright(shape), None
 
 
 def split(path, photo_side):
@@ -94,6 +117,9 @@ def find(options, builder):
         if folder is None:
             continue
         paths = files_below(folder, EXTENSIONS, builder)
+        if train:  # test images may lie in a folder below
+            tests = os.path.join(os.path.abspath(options.test_images), "")
+            paths = [path for path in paths if not os.path.abspath(path).startswith(tests)]
         if not paths:
             what = "none in it" if os.path.isdir(folder) else "no such folder"
             raise UserError(f"{shown(folder, 1000)}: expected a folder with images ({' '.join(EXTENSIONS)}), found "

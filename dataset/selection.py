@@ -25,6 +25,8 @@ from dataset.videos import DEFAULT_FPS, READERS, Video, find_in_video, is_video,
 
 MAX_CHOSEN = 100000
 MAX_DIGITS = 12  # of a number
+NUMBERS = re.compile(r"\d+(-\d+)?", re.ASCII)
+CACHED_SHAPES = 128
 # How OpenPose names the files of a video's frames.
 OPENPOSE_FRAME = re.compile(r"(.*)_\d{12}_keypoints\.json", re.DOTALL)
 
@@ -52,6 +54,8 @@ class Selection:
         self.joints = None if any(points is None for points in joints) else np.stack(joints)
         self.labels = unique_labels(member.name for member in self.members)
         self.is_own = any(member.is_own for member in self.members)
+        # Each appearance is rendered in the same shapes, and frames of an animation repeat them.
+        self._load_shape = functools.lru_cache(maxsize=CACHED_SHAPES)(lambda load, size: load(size))
 
     def __len__(self):
         return len(self.members)
@@ -62,7 +66,7 @@ class Selection:
 
     def shape_image(self, i, size):
         """The shape image (size, size, 3) uint8. Raises UserError where it cannot be read."""
-        return self.members[i].load_shape(size)
+        return self._load_shape(self.members[i].load_shape, size)
 
 
 class Poses:
@@ -89,15 +93,15 @@ class Finder:
     the width / height of the network's pictures, which photos and videos are cut to. person: number of the person to
     take in a photo or video, counted from the left; None takes the one with the largest torso. shape, appearance: of
     the config; shapes that are pictures, and appearances beside them that are whole, are taken from images as they are.
-    notes: lines to print.
+    draws_lines(): whether such shapes are line drawings. notes: lines to print.
     """
 
     def __init__(self, index_path, allow_outside=False, *, aspect=lambda: 1.0, person=None, shape="joints",
-                 appearance="parts"):
+                 appearance="parts", draws_lines=lambda: True):
         self.index_path, self.allow_outside = index_path, allow_outside
         self.person, self.notes = person, []
         self._shape, self._appearance = shape, appearance
-        self._takes_whole = False
+        self._draws_lines = functools.lru_cache(maxsize=None)(draws_lines)
         self._aspect = functools.lru_cache(maxsize=None)(aspect)
         self._data_sets = {}
         self._photo = functools.lru_cache(maxsize=None)(self._photo)  # one may be given as appearance and as pose
@@ -121,9 +125,10 @@ class Finder:
 
     def _select(self, items, pictures):
         members, fps = [], None
-        self._takes_whole = self._shape == "picture" and not (pictures and self._appearance == "parts")
+        whole = self._shape == "picture" and not (pictures and self._appearance == "parts")
         for item in items:
-            if self._takes_whole and os.path.isfile(item) and not item.lower().endswith(EXTENSIONS):
+            is_file = os.path.isfile(item) and not NUMBERS.fullmatch(item)
+            if whole and is_file and not item.lower().endswith(EXTENSIONS):
                 raise UserError(f"{shown(item)}: expected an image ({' '.join(EXTENSIONS)})")
             # Before a video is looked through, which may take minutes.
             if os.path.isfile(item) and (is_video(item) or item.lower().endswith(".json")):
@@ -131,7 +136,7 @@ class Finder:
                     raise UserError(f"{shown(item)}: expected a picture, found poses alone, which have no appearance")
                 if len(items) > 1 and is_video(item):
                     raise UserError(f"{shown(item)}: expected no other items beside a video")
-            found, fps = self._find(item)
+            found, fps = self._find(item, whole)
             if pictures and not all(member.load for member in found):
                 raise UserError(f"{shown(item)}: expected pictures, found poses alone, which have no appearance")
             if fps is not None and len(items) > 1:
@@ -141,11 +146,10 @@ class Finder:
             raise UserError(f"expected at most {MAX_CHOSEN} images, found {len(members)}")
         return Selection(members, fps)
 
-    def _find(self, item):
-        """([Member], frames per second of a video or None) of an item."""
-        is_number = re.fullmatch(r"\d+(-\d+)?", item, re.ASCII)
-        if item and not is_number and os.path.exists(item):
-            return self._find_path(item)
+    def _find(self, item, whole):
+        """([Member], frames per second of a video or None) of an item. whole: whether images are taken as they are."""
+        if item and not NUMBERS.fullmatch(item) and os.path.exists(item):
+            return self._find_path(item, whole)
         folder, _, rest = item.rpartition(":")
         if folder and os.path.isfile(os.path.join(folder, "index.p")):
             return self._data_set(os.path.join(folder, "index.p")).find(rest), None
@@ -154,7 +158,7 @@ class Finder:
                             "there")
         return self._data_set(self.index_path).find(item), None
 
-    def _find_path(self, path):
+    def _find_path(self, path, whole):
         """A file or folder that is there."""
         if os.path.isfile(os.path.join(path, "index.p")):
             return self._data_set(os.path.join(path, "index.p")).all(path), None
@@ -163,14 +167,14 @@ class Finder:
             if found:  # the joints of these are known
                 return found, None
         if os.path.isdir(path):
-            return self._folder(path)
+            return self._folder(path, whole)
         if not os.path.isfile(path):
             raise UserError(f"{shown(path, 1000)}: expected a file or folder, found a device or a pipe")
         if is_video(path):
             return self._video(path)
         if path.lower().endswith(".json"):
             return self._json_files([path])
-        photo, why = self._take(path)
+        photo, why = self._take(path, whole)
         if why:
             raise UserError(f"{shown(path, 1000)}: {why}")
         return [photo], None
@@ -184,16 +188,17 @@ class Finder:
 
     # ------------------------------------------------------------------------------------------ the user's own
 
-    def _take(self, path):
-        return self._whole(path) if self._takes_whole else self._photo(path)
+    def _take(self, path, whole):
+        return self._whole(path) if whole else self._photo(path)
 
     def _whole(self, path):
         """(Member, None) of an image file as it is, or (None, why it cannot be used)."""
         try:
             read_image(path)
         except UserError as error:
-            return None, str(error)
-        return Member(path, None, functools.partial(load_image, path), True, functools.partial(load_shape, path)), None
+            return None, _without_path(error, path)
+        load = functools.partial(load_shape, path, lines=self._draws_lines() or None)
+        return Member(path, None, functools.partial(load_image, path), True, load), None
 
     def _photo(self, path):
         """(Member, None), or (None, why the photo cannot be used). Raises UserError where nothing finds joints."""
@@ -203,9 +208,7 @@ class Finder:
         except UserError as error:
             known = EXTENSIONS + tuple(sorted(READERS)) + (".json",)
             hint = "" if path.lower().endswith(known) else f" (known are {' '.join(known)})"
-            why = str(error)
-            prefix = f"{shown(path, 1000)}: "  # of read_image
-            return None, (why[len(prefix):] if why.startswith(prefix) else why) + hint
+            return None, _without_path(error, path) + hint
         if people is None:
             people = self._estimator(image)
         else:
@@ -224,7 +227,7 @@ class Finder:
         if len(people) > 1 and self.person is None:
             self._note(path, f"{len(people)} people; the one with the largest torso is taken, --person chooses another")
 
-    def _folder(self, folder):
+    def _folder(self, folder, whole):
         """The photos of a folder or, where there are none, its JSON files."""
         try:
             names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
@@ -236,8 +239,8 @@ class Finder:
                 self._note(path, "left out: of another kind than JPEG and PNG; convert it")
         photos = [path for path in paths if path.lower().endswith(EXTENSIONS)]
         if photos:
-            return self._photos(folder, photos), None
-        if self._takes_whole:
+            return self._photos(folder, photos, whole), None
+        if whole:
             raise UserError(f"{shown(folder, 1000)}: expected a folder with images ({' '.join(EXTENSIONS)})")
         files = [path for path in paths if path.lower().endswith(".json")]
         if not files:
@@ -245,9 +248,9 @@ class Finder:
                             "OpenPose's JSON files or an index.p")
         return self._json_files(files)
 
-    def _photos(self, folder, paths):
+    def _photos(self, folder, paths, whole):
         """The Members of a folder's photos, but for those that cannot be used, which are noted."""
-        found = list(zip(paths, in_parallel(self._take, paths)))
+        found = list(zip(paths, in_parallel(lambda path: self._take(path, whole), paths)))
         for path, (_, why) in found:
             if why:
                 self._note(path, f"left out: {why}")
@@ -302,6 +305,12 @@ class Finder:
             self._note(path, note)
         stem = os.path.splitext(path)[0]
         return [Member(f"{stem}_{i:05}.png", pose, None, True) for i, pose in enumerate(joints)], fps
+
+
+def _without_path(error, path):
+    """The text of an error of read_image without the path that it starts with."""
+    text, prefix = str(error), f"{shown(path, 1000)}: "
+    return text[len(prefix):] if text.startswith(prefix) else text
 
 
 def _load_box(path, box, size):

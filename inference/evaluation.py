@@ -2,6 +2,7 @@
 import collections
 import contextlib
 import json
+import os
 import sys
 
 import numpy as np
@@ -10,7 +11,7 @@ from tqdm import tqdm
 
 from batches import Examples, make_loader
 from common.console import progress_bar
-from common.errors import UserError
+from common.errors import UserError, shown
 from common.machine import cpu_count, make_session
 from common.threads import read_ahead
 from dataset import bags, toy
@@ -50,7 +51,7 @@ def evaluate(options, config):
     numbers, pairs, n_pairs_left_out = choose_items(index, options.images)
     poses = spread(numbers, options.samples or DEFAULT_SAMPLES)
     shape = own_shape(config, index) if options.size == "own" else None
-    networks = options.network.all_steps() if options.every else [options.network]
+    networks = all_networks(options) if options.every else [options.network]
     steps = [network.checkpoint().step() for network in networks]
     vgg_weights = load_weights(config["vgg_weights"], config["feature_layers"])
     by_step = {}
@@ -61,25 +62,36 @@ def evaluate(options, config):
         estimator = stack.enter_context(Estimator())
         late = stack.enter_context(LateRun(options, config, "evaluation"))
         no_joints = None if config["shape"] == "joints" else f"shape: {config['shape']}"
+        aspect = index.aspect()
         for step, network in zip(steps, networks):
             with restored(network, config) as renderer:
                 evaluation = Evaluation(config, index, renderer, compare, late=late, save=options.save,
-                                        joints=JointFinder(estimator, index.aspect(), no_joints), joints_of=poses,
+                                        joints=JointFinder(estimator, aspect, no_joints), joints_of=poses,
                                         compare_own=compare_own)
                 metrics = by_step[step] = evaluation.measure(numbers, pairs, poses, features)
-                run = late.run()
+                run, left_out = late.run(), evaluation.left_out
                 name = f"metrics_{step}.json" if options.every else "metrics.json"
                 run.write(name, json.dumps({
                     **metrics, "protocols": PROTOCOLS, "checkpoint": network.name, "step": step,
-                    "data_index": config["data_index"], "left_out": evaluation.left_out,
+                    "data_index": config["data_index"], "left_out": left_out,
                     "pairs_left_out": n_pairs_left_out, "config": config}, indent=2).encode())
                 if not options.every:
-                    say_figures(run, metrics, evaluation.left_out, n_pairs_left_out)
+                    say_lines(run, table(metrics) + tables(metrics, config["shape"] == "joints"))
+                    say_left_out(run, left_out, n_pairs_left_out)
                     report_toy(config, index, run, load=evaluation.load, renderer=renderer)
                     report_toy_mixes(config, index, run, renderer=renderer)
         if options.every:
             say_every(run, by_step)
-        run.say(f"the figures are in {run.path(name)}")
+            say_left_out(run, left_out, n_pairs_left_out)
+        run.say(f"the figures are in {run.folder if options.every else run.path(name)}")
+
+
+def all_networks(options):
+    """The Networks of all checkpoints of the run folder that the options name. Raises UserError."""
+    if not os.path.isdir(options.checkpoint):
+        raise UserError("--every: expected --checkpoint to name a run folder, found "
+                        f"{shown(options.checkpoint, 1000)}")
+    return options.network.all_steps()
 
 
 def own_shape(config, index):
@@ -223,15 +235,17 @@ class Evaluation:
         """How samples from the prior, for the poses of these images of the index, differ from one another."""
         size = self.renderer.batch_size
         for start in range(0, len(numbers), size):
-            chunk = numbers[start:start + size]
-            shapes = self.load.shape_images(chunk)
+            wanted = numbers[start:start + size]
+            chunk, shapes = self._shapes_of(wanted)
+            bar.update(len(wanted))
+            if not chunk:
+                continue
             samples = [finite_uint8(self.renderer.sample(shapes, start * SAMPLES + k)) for k in range(SAMPLES)]
             n = len(chunk)
             neighbours = [(k * n + i, (k + 1) * n + i) for i in range(n) for k in range(SAMPLES - 1)]
             figures = self.compare(np.concatenate(samples), np.array(neighbours), ("mae", "perceptual_loss"))
             self._note("sampling", {name: values.reshape(n, -1).mean(axis=1) for name, values in figures.items()})
             self._save("sample", chunk, samples[0])
-            bar.update(n)
 
     def consistency(self, numbers, features):
         """Figures of how much appearances change with the pose, of test images with these numbers; or why not."""
@@ -239,15 +253,22 @@ class Evaluation:
             return {"why_not": features.why_not}
         index = self.load.index
         made = self.made_features(numbers, features, APPEARANCES)
+        if not made:
+            return {"why_not": "no image can be read"}
         training = self._features_of(features, spread(index.usable("train"), NEIGHBOUR_IMAGES))
         groups = [[self._features_of(features, group) for group in one_or_more] for one_or_more in
                   groups_of_people(index, numbers)]
         return appearance_figures(made, training, *[[rows for rows in group if len(rows) > 1] for group in groups])
 
     def made_features(self, numbers, features, n):
-        """Features (POSES, d) of n of these test images, each rendered in the same poses: a list."""
-        shapes = self.load.shape_images(spread(numbers, POSES))
+        """Features (POSES, d) of n of these test images, each rendered in the same poses: a list.
+
+        Of fewer, where images cannot be read.
+        """
+        poses, shapes = self._shapes_of(spread(numbers, POSES))
         people = [found for found in map(self._read, spread(numbers, n)) if found is not None]
+        if not people or not poses:
+            return []
         latents = self.renderer.encode(_stacked(people))
         return [features(finite_uint8(self.renderer.render([z[i:i + 1] for z in latents], shapes)))
                 for i in range(len(people))]
@@ -280,8 +301,18 @@ class Evaluation:
 
     def _read(self, number):
         """Examples of an image, or None where it cannot be read, which is said once."""
+        return self._or_none(self.load, number)
+
+    def _shapes_of(self, numbers):
+        """(those of these numbers whose shapes can be read, their shapes (n, S, S, 3)): two lists."""
+        found = [(number, self._or_none(self.load.shape_images, number)) for number in numbers]
+        found = [(number, shape[0]) for number, shape in found if shape is not None]
+        return [number for number, _ in found], np.array([shape for _, shape in found])
+
+    def _or_none(self, read, number):
+        """read([number]), or None where it cannot be read, which is said once."""
         try:
-            return self.load([number])
+            return read([number])
         except UserError as error:
             if str(error) not in self.left_out:
                 self.left_out.append(str(error))
@@ -312,14 +343,17 @@ def _stacked(examples):
 
 # ---------------------------------------------------------------------------------------------- what is said
 
-def say_figures(run, metrics, left_out, n_pairs_left_out):
-    """Prints what evaluate measured, and says what it left out."""
-    for line in table(metrics) + tables(metrics):
+def say_lines(run, lines):
+    for line in lines:
         run.say(line)
+
+
+def say_left_out(run, left_out, n_pairs_left_out):
+    """Says how many images could not be read, and how many pairs could not be used."""
     if left_out:
-        run.say(f"left out, as they could not be read: {len(left_out)} images, which metrics.json names")
+        run.say(f"left out, as they could not be read: {len(left_out)} images, which the JSON file names")
     if n_pairs_left_out:
-        run.say(f"left out: {n_pairs_left_out} pairs in which not both are test images with hips and shoulders")
+        run.say(f"left out: {n_pairs_left_out} pairs in which not both are usable test images")
 
 
 def say_every(run, by_step):

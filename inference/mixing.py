@@ -52,7 +52,8 @@ class Mix:
         shape_images: of these poses, (n, S, S, 3).
         """
         if self._latents is None:
-            self._latents = [renderer.encode(make_loader(person, self._config)([0])) for _, person in self._givers]
+            self._latents = [renderer.encode(make_loader(person, self._config, with_shapes=False)([0]))
+                             for _, person in self._givers]
         others = [(numbers, renderer.render(latents, shape_images))
                   for latents, (numbers, _) in zip(self._latents, self._givers)]
         return composite(pictures, others, joints)

@@ -70,8 +70,6 @@ class Network(collections.namedtuple("Network", "name prefix folder")):
 
     def all_steps(self):
         """The Networks of all checkpoints of its run folder, the best one's too, by step. Raises UserError."""
-        if self.name != self.prefix:
-            raise UserError(f"--every: expected --checkpoint to name a run folder, found {shown(self.name, 1000)}")
         folder = os.path.dirname(self.prefix)
         prefixes = {**checkpoints_in(folder, "best"), **checkpoints_in(folder)}
         return [self._replace(name=prefixes[step], prefix=prefixes[step]) for step in sorted(prefixes)]
@@ -85,6 +83,11 @@ class Network(collections.namedtuple("Network", "name prefix folder")):
             return open_index(config).aspect()
         return 1.0
 
+    def draws_lines(self, config):
+        """Whether its shapes are line drawings, for a config with shape: picture."""
+        path = os.path.join(self.folder, DETAILS)
+        return not os.path.isfile(path) or read_details(path, f"{self.name}: {DETAILS}").get("line_drawings", True)
+
 
 def read_details(path, name):
     """The dict of a network.json. Raises UserError."""
@@ -93,12 +96,18 @@ def read_details(path, name):
     is_number = isinstance(aspect, (int, float)) and not isinstance(aspect, bool)
     if not (is_number and MIN_ASPECT <= aspect <= MAX_ASPECT):
         raise UserError(f"{name}: aspect: expected a number from {MIN_ASPECT} to {MAX_ASPECT:g}, found {shown(aspect)}")
+    lines = details.get("line_drawings", True)
+    if not isinstance(lines, bool):
+        raise UserError(f"{name}: line_drawings: expected true or false, found {shown(lines)}")
     return details
 
 
-def details_of(aspect):
+def details_of(index, config):
     """The bytes of a network.json."""
-    return json.dumps({"aspect": round(float(aspect), 4)}, indent=2).encode()
+    details = {"aspect": round(index.aspect(), 4)}
+    if config["shape"] == "picture":
+        details["line_drawings"] = index.has_line_drawings()
+    return json.dumps(details, indent=2).encode()
 
 
 @contextlib.contextmanager
@@ -299,6 +308,8 @@ def export(options, config):
         with tempfile.TemporaryDirectory(prefix="vunet-") as folder:
             step, samples = _write_saved_model(config, checkpoint, os.path.join(folder, "saved_model"))
             details = {"aspect": round(aspect, 4), "step": step, "tensorflow": tf.__version__}
+            if config["shape"] == "picture":
+                details["line_drawings"] = options.network.draws_lines(config)
             contents = {"config.yaml": dump_config(without_paths(config)), DETAILS: json.dumps(details, indent=2),
                         "README.md": readme(config), "samples.png": samples}
             if metrics is not None:
@@ -342,7 +353,7 @@ def _write_saved_model(config, checkpoint, folder):
         number = tf.placeholder_with_default(0, (), "number")
         means = net.posterior_means(Pass("encode", seed=seed), appearance)
         latents = [tf.placeholder(tf.float32, mean.shape, f"latent_{k}") for k, mean in enumerate(means)]
-        picture = net.transfer(Pass("transfer", seed=seed), shape, latents)
+        picture = net.transfer(Pass("transfer", seed=seed, noise=0.0), shape, latents)
         samples = net.sample(Pass("sample", number, seed), shape)
         variables = tf.trainable_variables()
         step = tf.get_variable("global_step", (), tf.int32, trainable=False)
@@ -388,14 +399,22 @@ def _signature(inputs, outputs):
 
 def readme(config):
     """What a network file says of itself."""
-    size, s = config["spatial_size"], config["spatial_size"] // 2**config["box_factor"]
+    s = config["spatial_size"] // 2**config["box_factor"]
     appearance, shape = input_names(config)
-    what = {"parts": f"(N, {s}, {s}, {3 * len(PARTS)}): crops of body parts in [-1, 1], three channels each; 0 where "
-                     f"a part is missing. The parts, in this order: {', '.join(PARTS)}",
-            "picture": f"(N, {s}, {s}, 3): whole pictures in [-1, 1]",
-            "none": "does not exist: this network sees no appearance, and lacks `encode`"}[config["appearance"]]
+    crops = (f"(N, {s}, {s}, {3 * len(PARTS)}): crops of body parts in [-1, 1], three channels each; 0 where a part is "
+             f"missing. The parts, in this order: {', '.join(PARTS)}")
     shapes = {"joints": "stick figures in [-1, 1]; right limbs, left limbs and the torso are the three channels",
               "picture": "shape images in [-1, 1]; line drawings are white on black"}[config["shape"]]
+    fields = dict(size=config["spatial_size"], shape=shape, shapes=shapes, tensorflow=tf.__version__)
+    if config["appearance"] == "none":
+        fields.update(encode="", latents="", what="- This network sees no appearance.\n",
+                      code=f'picture = model.signatures["render"]({shape}={shape})["picture"]')
+    else:
+        what = crops if config["appearance"] == "parts" else f"(N, {s}, {s}, 3): whole pictures in [-1, 1]"
+        fields.update(
+            encode=f"| `encode` | `{appearance}` | `latent_0`, `latent_1`: the appearance |\n",
+            latents="`latent_0`, `latent_1`; ", what=f"- `{appearance}` {what}.\n",
+            code=f'latents = model.signatures["encode"]({appearance}={appearance})\n'
+                 f'picture = model.signatures["render"]({shape}={shape}, **latents)["picture"]')
     with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "network_file.md"), encoding="utf-8") as file:
-        return file.read().format(size=size, appearance=appearance, what=what, shape=shape, shapes=shapes,
-                                  tensorflow=tf.__version__)
+        return file.read().format(**fields)

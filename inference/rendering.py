@@ -83,7 +83,8 @@ def first_batches(index, config, n):
 def open_finder(options, config):
     """The Finder of what the options name."""
     return Finder(config["data_index"], config["allow_outside_images"], person=options.person, shape=config["shape"],
-                  appearance=config["appearance"], aspect=lambda: options.network.aspect(config))
+                  appearance=config["appearance"], aspect=lambda: options.network.aspect(config),
+                  draws_lines=lambda: options.network.draws_lines(config))
 
 
 # ---------------------------------------------------------------------------------------------- transfer
@@ -172,7 +173,7 @@ def resized(picture, shape):
 
 def encoded(renderer, people, config):
     """For each of a Selection its label, image (S, S, 3) uint8 and latents, arrays (1, h, w, c)."""
-    load = make_loader(people, config)
+    load = make_loader(people, config, with_shapes=False)
     for start in range(0, len(people), renderer.batch_size):
         numbers = np.arange(start, min(start + renderer.batch_size, len(people)))
         batch = load.batch(numbers)
@@ -231,7 +232,7 @@ def animate(options, config):
         people = finder.select(options.appearance, "--appearance", pictures=True)
         mix = read_mix(options.mix, finder, config)
         poses = finder.select(options.pose, "--pose")
-    motion, fps = poses_in_motion(options, poses)
+    motion, fps = poses_in_motion(options, poses, moves=config["shape"] == "joints")
     n_frames = len(motion)
     width, height = shape = output_shape(options, config, [people, poses])
     has_gif = n_frames * 3 * size**2 <= MAX_PIXELS  # all of a GIF is held
@@ -255,10 +256,10 @@ def animate(options, config):
         run.say(f"{n_frames} frames: {run.path('animation.mp4')}")
 
 
-def poses_in_motion(options, poses):
+def poses_in_motion(options, poses, *, moves):
     """(Poses or Selection of all frames, frames per second) of an animation through poses, a Selection.
 
-    Joints move from one pose to the next; shape images follow one another.
+    moves: whether joints move from one pose to the next; shape images follow one another.
     """
     seconds = options.seconds_per_pose or DEFAULT_SECONDS_PER_POSE
     if poses.fps is not None:
@@ -266,7 +267,6 @@ def poses_in_motion(options, poses):
         return poses, options.fps or poses.fps  # a video allows no --fps; JSON files do not know theirs
     fps = options.fps or DEFAULT_FPS
     steps = max(1, int(round(fps * seconds)))
-    moves = poses.joints is not None
     n_frames = steps * max(1, len(poses) - 1) + (len(poses) > 1) if moves else steps * len(poses)
     if n_frames > MAX_FRAMES:
         raise UserError(f"--pose: expected an animation of at most {MAX_FRAMES} frames, found {n_frames}")

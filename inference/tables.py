@@ -113,13 +113,14 @@ def appearance_figures(of_made, of_training, of_one_person, of_different_people)
 
 # ---------------------------------------------------------------------------------------------- what is printed
 
-def tables(metrics):
-    """Lines: Tables 1 to 3 in the paper's form, beside the paper's figures."""
+def tables(metrics, of_people=True):
+    """Lines: Tables 1 to 3 in the paper's form, of people beside the paper's figures."""
     lines = []
+    papers = {number: f" (the paper's{what}: {PAPER[number]})" if of_people else ""
+              for number, what in ((1, " SSIM and Inception Score"), (2, ""), (3, ", of other features"))}
     ours = metrics["reconstruction"]["ssim"] if metrics["reconstruction"] else None
     if ours:
-        lines.append(f"Table 1, reconstructions: SSIM {ours['mean']:.3f} +- {ours['std']:.3f} (the paper's SSIM and "
-                     f"Inception Score: {PAPER[1]})")
+        lines.append(f"Table 1, reconstructions: SSIM {ours['mean']:.3f} +- {ours['std']:.3f}{papers[1]}")
     joints = metrics["joints"]
     if "why_not" in joints:
         lines.append(f"Table 2, joints: left out: {joints['why_not']}")
@@ -127,14 +128,14 @@ def tables(metrics):
         for task, found in joints.items():
             error = "none" if found["error"] is None else f"{found['error']:.2f} pixels"
             shares = "" if found["found"] is None else f", {found['found']:.0%} found, PCK {found['pck']:.0%}"
-            lines.append(f"Table 2, joints of {found['n']} pictures, {task}: {error}{shares} (the paper's: {PAPER[2]})")
+            lines.append(f"Table 2, joints of {found['n']} pictures, {task}: {error}{shares}{papers[2]}")
     figures = metrics["consistency"]
     if "why_not" in figures:
         lines.append(f"Table 3, appearance: left out: {figures['why_not']}")
         return lines
     lines.append(f"Table 3, appearance: length of the standard deviation {figures['std']:.2f}, largest distance "
-                 f"{figures['max']:.2f} (by neighbours {figures['neighbours']['std']:.2f} and "
-                 f"{figures['neighbours']['max']:.2f}; the paper's, of other features: {PAPER[3]})")
+                 f"{figures['max']:.2f}; by neighbours {figures['neighbours']['std']:.2f} and "
+                 f"{figures['neighbours']['max']:.2f}{papers[3]}")
     for name, words in (("one_person", "of one person"), ("different_people", "of different people")):
         if name in figures:
             lines.append(f"  real pictures {words}: {figures[name]['std']:.2f} and {figures[name]['max']:.2f}")

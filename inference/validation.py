@@ -22,7 +22,7 @@ class Validation:
         validation.measure(step, renderer)
 
     checkpoint: that the training starts from, or None; its run's best one is carried on. Raises UserError where the
-    index has pairs that are none.
+    index's pairs are not numbers of images.
     """
 
     def __init__(self, config, load, checkpoint, first_step):
@@ -55,7 +55,8 @@ class Validation:
         self._figures = means(self._metrics)
         if self._figures and self._features.why_not is None:
             made = evaluation.made_features(self._numbers, self._features, max(1, len(self._numbers) // POSES))
-            self._figures["consistency"] = consistency(made)["std"]
+            if made:
+                self._figures["consistency"] = consistency(made)["std"]
         scalars = dict(self._figures, step=step, seconds=time.time() - start)
         self._run.scalars(step, {f"eval_{name}": value for name, value in scalars.items()})
         if self._score_of in self._figures:

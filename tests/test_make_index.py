@@ -15,7 +15,7 @@ from PIL import Image
 
 from dataset import coco, openpose
 from dataset.builder import IndexBuilder
-from dataset.index import JOINTS, Index, load_image
+from dataset.index import JOINTS, Index, is_grey, load_image
 from tools import check_index, make_index
 from tools.check_index import suspicions
 
@@ -299,7 +299,40 @@ def test_pairs_are_split(tmp_path, capsys, monkeypatch, side, dark):
     assert "1 images that are not two squares side by side" in out and "1 images that cannot be read" in out
     assert "5 images with shapes kept: 3 for training, 2 for tests" in out
     assert exit_code(check_index, tmp_path / "out" / "index.p") == 0
-    assert f"5 shape images are grey, {5 * dark} of these mostly bright" in out
+    assert f"shape images are grey, {5 * dark} of 5 mostly bright" in out
+
+
+@pytest.mark.parametrize("size", [60, 100, 128, 150])
+def test_colours_that_jpeg_carries_over_do_not_colour_the_lines(tmp_path, size):
+    random = np.random.RandomState(0)
+    for i in range(4):
+        photo = random.randint(0, 256, (size, size, 3)).astype(np.uint8)
+        lines = np.full((size, size, 3), 255, np.uint8)
+        lines[size // 2] = 0
+        save(tmp_path / "pairs" / f"{i}.jpg", 0, 0, np.concatenate([lines, photo], axis=1))
+    assert run("pairs", "--images", tmp_path / "pairs", "--photo", "right", "--out", tmp_path / "out") == 0
+    index = Index(str(tmp_path / "out" / "index.p"))
+    assert index.black_on_white
+    for i in range(4):
+        shape = index.shape_image(i, size)
+        assert is_grey(shape) and shape[size // 2].mean() > 150 and shape[:size // 3].mean() < 20
+
+
+def test_test_images_below_the_others_are_for_tests_only(tmp_path):
+    for name in ("a.png", "b.png", "val/c.png"):
+        save(tmp_path / "all" / name, 64, 32, np.concatenate([drawing(True), drawing(True)], axis=1))
+    assert run("pairs", "--images", tmp_path / "all", "--test", tmp_path / "all" / "val", "--photo", "left", "--out",
+               tmp_path / "out") == 0
+    assert Index(str(tmp_path / "out" / "index.p")).train.tolist() == [True, True, False]
+
+
+def test_shapes_of_another_aspect_are_suspicious(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(str(tmp_path))
+    save(tmp_path / "bags" / "a.png", 40, 60), save(tmp_path / "bags" / "b.png", 40, 60)
+    assert run("edges", "--images", tmp_path / "bags", "--out", tmp_path / "out") == 0
+    save(tmp_path / "out" / "shapes" / "a.png.png", 60, 40)
+    assert exit_code(check_index, tmp_path / "out" / "index.p") == 0
+    assert "shapes/a.png.png has another aspect than its image images/a.png" in capsys.readouterr().out
 
 
 def test_a_wrong_black_on_white_is_suspicious(tmp_path, capsys, monkeypatch):

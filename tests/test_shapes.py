@@ -1,15 +1,18 @@
 """Shapes that are pictures: the index, the loader, the toy of bags, every mode; appearances that are whole or none."""
 import json
+import os
 import pickle
 import re
+import shutil
+import zipfile
 
 import numpy as np
 import pytest
-from helpers import SMALL, exit_code, make_index, only_run
+from helpers import SMALL, exit_code, make_index, only_run, save_openpose, standing
 from PIL import Image
 
 import main
-from batches import Loader
+from batches import BatchOrder, Loader
 from common.errors import UserError
 from dataset import bags
 from dataset.index import Index, as_shape, index_faults, is_grey, load_shape, open_index
@@ -71,7 +74,7 @@ def test_faults_of_shapes_are_named(bag_index, changes, fault):
     assert any(found.startswith(fault) for found in index_faults(changed(bag_index, **changes)))
 
 
-def test_what_the_config_needs_and_the_index_lacks_is_named(bag_index, toy, small_config, capsys):
+def test_what_the_config_needs_and_the_index_lacks_is_named(bag_index, toy, small_config):
     for index, changes, key in ((bag_index, {}, "joints"), (bag_index, {"shape": "picture"}, "joints"),
                                 (str(toy / "index.p"), PICTURES, "shapes")):
         with pytest.raises(UserError, match=f"there is no key '{key}', which the config's shape and appearance need"):
@@ -112,6 +115,19 @@ def test_colours_are_kept(tmp_path):
     assert tuple(shape[2, 2]) == (255, 0, 0) and tuple(shape[14, 2]) == (250, 250, 0)
 
 
+def test_sketches_of_ones_own_are_lines_on_white(tmp_path):
+    strokes = np.zeros((32, 32, 4), np.uint8)
+    strokes[10:12, 4:28, 3] = 255  # black on nothing, as drawing programs save it
+    shape = load_shape(save(tmp_path / "strokes.png", strokes), 32)
+    assert shape[10, 10, 0] == 255 and shape[20, 10, 0] == 0
+    blue = np.full((32, 32, 3), 255, np.uint8)
+    blue[10:12, 4:28] = (30, 40, 200)
+    path = save(tmp_path / "blue.png", blue)
+    assert load_shape(path, 32).mean() > 200  # a coloured picture, unless the network knows lines only
+    shape = load_shape(path, 32, lines=True)
+    assert shape[10, 10, 0] > 150 and shape[20, 10, 0] == 0
+
+
 def test_an_index_says_once_whether_lines_are_dark(tmp_path):
     drawing = np.full((32, 32), 255, np.uint8)
     drawing[4:28, 4:28] = 0  # mostly dark, and yet black on white
@@ -121,7 +137,8 @@ def test_an_index_says_once_whether_lines_are_dark(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", None])
-def test_a_damaged_shape_image_is_named(bag_index, tmp_path, content, capsys):
+def test_a_damaged_shape_image_is_named(tmp_path, content, capsys, monkeypatch):
+    monkeypatch.chdir(str(tmp_path))
     names = [f"shapes/{i}.png" for i in range(4)]
     for name in names:
         save(tmp_path / name, np.zeros((8, 8)))
@@ -243,6 +260,35 @@ def test_images_of_ones_own_are_taken_whole(trained_on_bags, tmp_path, capsys):
     assert "--mix: needs joints" in capsys.readouterr().err
 
 
+def test_a_broken_shape_is_left_out(bag_index, trained_on_bags, tmp_path, small_config, capfd):
+    data = tmp_path / "data"
+    shutil.copytree(os.path.dirname(bag_index), str(data))
+    index = Index(str(data / "index.p"))
+    broken = index.usable("test")[0]
+    os.remove(str(data / index.shapes[broken]))
+    config = small_config(data_index=index.path, **PICTURES, eval_freq=2, eval_images=24, seed=1)
+    assert exit_code(main, "--mode", "evaluate", "--checkpoint", trained_on_bags[0], "--config", config, "--log_dir",
+                     tmp_path / "log") == 0
+    metrics = json.loads((only_run(tmp_path / "log") / "metrics.json").read_text())
+    assert metrics["reconstruction"]["n"] == metrics["sampling"]["n"] == 11 and len(metrics["left_out"]) == 1
+    assert index.shapes[broken] in capfd.readouterr().err
+    first_batch = set(BatchOrder(index.usable("test"), 2, 1).batch(0))
+    assert broken not in first_batch  # or the training could not start
+    assert exit_code(main, "--config", config, "--log_dir", tmp_path / "train") == 0
+
+
+def test_shapes_beside_parts_need_both(tmp_path, small_config):
+    names = [save(tmp_path / "shapes" / f"{i}.png", np.eye(20) * 255)[len(str(tmp_path)) + 1:] for i in range(4)]
+    config = small_config(data_index=make_index(tmp_path, shapes=names), shape="picture")
+    assert exit_code(main, "--config", config, "--log_dir", tmp_path / "train") == 0
+    run = only_run(tmp_path / "train")
+    photo = save(tmp_path / "me.png", np.full((40, 40, 3), 90, np.uint8))
+    save_openpose(tmp_path / "me_keypoints.json", standing() * 40)
+    for options in (["transfer"], ["animate", "--fps", 4]):
+        assert exit_code(main, "--mode", *options, "--checkpoint", run, "--appearance", photo, "--pose", "2-3",
+                         str(tmp_path / "shapes" / "1.png"), "--log_dir", tmp_path / options[0]) == 0
+
+
 def test_shapes_follow_one_another_in_an_animation(trained_on_bags, tmp_path):
     run, _ = trained_on_bags
     assert exit_code(main, "--mode", "animate", "--checkpoint", run, "--appearance", 1, 2, "--pose", "0-3", "--fps", 10,
@@ -284,3 +330,5 @@ def test_ablations_train_evaluate_and_go_into_a_file(changes, tmp_path, small_co
         np.testing.assert_array_equal(pictures[16:32, 16:], pictures[32:48, 16:])
         assert "kl_loss: 0.0" in (run / "log.txt").read_text()
     assert exit_code(main, "--mode", "export", "--checkpoint", run, "--out", tmp_path / "mine.vunet.zip") == 0
+    with zipfile.ZipFile(str(tmp_path / "mine.vunet.zip")) as archive:
+        assert ("encode" in archive.read("README.md").decode()) == (changes.get("appearance") != "none")

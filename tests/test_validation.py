@@ -80,7 +80,7 @@ def test_without_pairs_the_reconstructions_choose(tmp_path, small_config):
     assert best_of(only_run(tmp_path / "log"))[1]["conditions"]["score"] == "ssim_reconstruction"
 
 
-def test_pairs_that_are_none_are_refused_before_a_run_begins(tmp_path, small_config, capsys):
+def test_pairs_of_no_images_are_refused_before_a_run_begins(tmp_path, small_config, capsys):
     config = small_config(data_index=make_index(tmp_path, pairs=[(0, 9)]), eval_freq=2)
     assert exit_code(main, "--config", config, "--log_dir", tmp_path / "log") == 2
     assert "pairs: expected pairs of numbers from 0 to 3" in capsys.readouterr().err
@@ -199,8 +199,9 @@ def test_all_checkpoints_of_a_run_are_compared(measured, tmp_path, capsys):
 
 def test_every_needs_a_run_folder(measured, tmp_path, capsys):
     archive = shutil.make_archive(str(tmp_path / "run"), "zip", str(measured))
-    assert exit_code(main, "--mode", "evaluate", "--checkpoint", archive, "--every") == 2
-    assert "--every: expected --checkpoint to name a run folder" in capsys.readouterr().err
+    for path in (archive, find_checkpoint(str(measured))):
+        assert exit_code(main, "--mode", "evaluate", "--checkpoint", path, "--every") == 2
+        assert "--every: expected --checkpoint to name a run folder" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         exit_code(main, "--mode", "evaluate", "--checkpoint", measured, "--every", "--save")
     assert "--every goes without --save" in capsys.readouterr().err

@@ -24,6 +24,7 @@ from common.machine import cpu_count
 from dataset.builder import with_progress
 from dataset.index import (
     JOINTS,
+    WHITE,
     Index,
     J,
     index_faults,
@@ -44,6 +45,7 @@ MAX_COMPARED = 10**8  # bytes of an image file
 MAX_LINES = 20  # of one kind of suspicion
 MIN_PEOPLE = 5  # for a majority verdict
 MAX_SHAPES = 50  # that are looked at
+MAX_ASPECTS = 1.1  # ratio of a shape's aspect to its image's, and the other way
 MIN_JOINTS = 50  # to judge where they lie
 
 
@@ -73,7 +75,7 @@ def check(path, allow_outside):
     faults = [f"{path}: {fault}" for fault in index_faults(data, allow_outside)]
     names = image_names(data, allow_outside)
     sizes, digests, image_faults = check_images(os.path.dirname(os.path.abspath(path)), names)
-    print_sizes(sizes)
+    print_sizes(collections.Counter(sizes.values()))
     if faults:
         return faults + image_faults
     index = Index(path, data=data)
@@ -84,7 +86,7 @@ def check(path, allow_outside):
         print("visible: " + ", ".join(f"{name} {100 * visible[J[name]]:.0f} %" for name in JOINTS))
         found += suspicions(index.joints)
     if index.shapes is not None:
-        found += bright_shapes(index, digests)
+        found += bright_shapes(index, digests) + other_aspects(index, sizes)
     for suspicion in found + shared_images(index, digests):
         print("suspicious: " + suspicion)
     write_preview(index, digests)
@@ -114,7 +116,7 @@ def image_names(data, allow_outside):
 
 
 def check_images(folder, names):
-    """Decodes the image files in threads: (how often each (width, height) occurs, digests by name, faults)."""
+    """Decodes the image files in threads: ((width, height) by name, digests by name, faults)."""
     def look(name):
         path = os.path.join(folder, name)
         try:
@@ -124,12 +126,12 @@ def check_images(folder, names):
         except UserError as error:
             return name, None, None, str(error)
 
-    sizes, digests, faults = collections.Counter(), {}, []
+    sizes, digests, faults = {}, {}, []
     with multiprocessing.pool.ThreadPool(cpu_count()) as pool:
         looked_at = pool.imap_unordered(look, names, chunksize=16)
         for name, size, digest, fault in with_progress(looked_at, len(names)):
             if fault is None:
-                sizes[size] += 1
+                sizes[name] = size
                 digests[name] = digest
             else:
                 faults.append(fault)
@@ -213,15 +215,26 @@ def bright_shapes(index, decodable):
 
     decodable: the names of the images that can be read.
     """
-    numbers = [i for i, shape in enumerate(index.shapes) if shape in decodable]
-    numbers = numbers[::max(1, len(numbers) // MAX_SHAPES)]
-    shapes = [index.shape_image(number, PREVIEW_SIZE) for number in numbers]
-    wrong = np.array([is_bright(shape[..., 0]) for shape in shapes if is_grey(shape)])
+    names = [shape for shape in index.shapes if shape in decodable]
+    names = names[::max(1, len(names) // MAX_SHAPES)]
+    shapes = [np.asarray(read_image(os.path.join(index.folder, name), ground=WHITE)) for name in names]
+    wrong = np.array([is_bright(shape[..., 1]) != index.black_on_white for shape in shapes if is_grey(shape)])
     if not is_most(wrong):
         return []
     found = "true" if index.black_on_white else "false"
     return [f"{percent(wrong)} of {len(wrong)} grey shape images are mostly bright, where lines should be white on "
             f"black: is the index's black_on_white, {found}, right?"]
+
+
+def other_aspects(index, sizes):
+    """Lines about shape images whose aspect is not that of their image. sizes: (width, height) by name."""
+    found = []
+    for image, shape in zip(index.images, index.shapes):
+        if image in sizes and shape in sizes and len(found) < MAX_LINES:
+            aspects = [width / height for width, height in (sizes[image], sizes[shape])]
+            if max(aspects) > MAX_ASPECTS * min(aspects):
+                found.append(f"{shown(shape, 1000)} has another aspect than its image {shown(image, 1000)}")
+    return found
 
 
 def shared_images(index, digests):

@@ -1,7 +1,7 @@
-"""Draws a toy data set, index.p and images/. The same command always gives the same bytes.
+"""Draws a toy data set: index.p, images/ and, of bags, shapes/. The same command always gives the same bytes.
 
-    python tools/make_toy.py --out data/toy
-    python tools/make_toy.py --kind bags --out data/toy_bags
+    python tools/make_toy.py                to data/toy
+    python tools/make_toy.py --kind bags    to data/toy_bags
 """
 import argparse
 import os
@@ -12,26 +12,29 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from common.errors import Parser, UserError, run
 from dataset import bags, toy
 
-KINDS = {"people": (toy.make_data_set, "people"), "bags": (bags.make_data_set, "looks of bags and shoes")}
+# What draws a kind, what its items are, and where they go by default.
+KINDS = {"people": (toy.make_data_set, "people", "data/toy"),
+         "bags": (bags.make_data_set, "looks of bags and shoes", "data/toy_bags")}
 
 
 def main(argv=None):
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kind", default="people", choices=sorted(KINDS), help="what to draw (people)")
-    parser.add_argument("--out", default="data/toy", metavar="DIR", help="a folder for index.p and images/ (data/toy)")
+    parser.add_argument("--out", metavar="DIR", help="where they go (data/toy or data/toy_bags)")
     parser.add_argument("--train", type=int, default=1500, metavar="N", help="people or looks to train on (1500)")
     parser.add_argument("--test", type=int, default=100, metavar="N", help="held-out ones (100)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed draws others (0)")
     options = parser.parse_args(argv)
     if min(options.train, options.test) < 1 or not 0 <= options.seed < 2**32:
         parser.error(f"--train and --test must be 1 or more, --seed from 0 to {2**32 - 1}")
+    make_data_set, what, out = KINDS[options.kind]
+    out = options.out or out
     try:
-        make_data_set, what = KINDS[options.kind]
-        index = make_data_set(options.out, options.train, options.test, options.seed)
+        index = make_data_set(out, options.train, options.test, options.seed)
     except OSError as error:
-        raise UserError(f"--out: cannot write {error.filename or options.out}: {error.strerror}")
+        raise UserError(f"--out: cannot write {error.filename or out}: {error.strerror}")
     print(f"{len(index['imgs'])} images of {options.train + options.test} {what}, {options.test} of them held out, "
-          f"are in {options.out}")
+          f"are in {out}")
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ class CheckpointSaver:
             raise UserError(f"cannot write the checkpoint {prefix}: {reason(error)}")
 
     def save_aside(self, session, folder, stem, step):
-        """Writes a checkpoint <folder>/<stem>-<step>, which is none of the newest few. Raises UserError."""
+        """Writes a checkpoint <folder>/<stem>-<step> that does not count among the newest few. Raises UserError."""
         prefix = os.path.join(folder, f"{stem}-{step}")
         try:
             self._saver.save(session, prefix, write_meta_graph=False, write_state=False)

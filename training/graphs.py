@@ -160,12 +160,10 @@ def make_rendering_tensors(config, shapes):
     pictures = to_float(inputs)
     means = net.posterior_means(Pass("encode", seed=seed), pictures.appearance)
     latents = [tf.placeholder(tf.float32, mean.shape) for mean in means]
-    transfer_pass = Pass("transfer", seed=seed)
-    picture = net.transfer(transfer_pass, pictures.shape_image, latents)
+    picture = net.transfer(Pass("transfer", seed=seed, noise=0.0), pictures.shape_image, latents)
     sample_number = tf.placeholder_with_default(0, ())
     samples = net.sample(Pass("sample", sample_number, seed), pictures.shape_image)
-    return RenderingTensors(inputs, means, latents, picture, samples, sample_number,
-                            deterministic={transfer_pass.noise: 0.0})
+    return RenderingTensors(inputs, means, latents, picture, samples, sample_number, deterministic={})
 
 
 class Renderer:
