@@ -72,7 +72,7 @@ def moments(folder):
 
 @pytest.mark.slow
 def test_two_workers_make_the_gradients_of_one_with_twice_the_batch(small_config, tmp_path):
-    shared = dict(TINY, lr_decay_begin=0, lr_decay_end=1)
+    shared = dict(TINY, lr_decay_begin=0, lr_decay_end=1, spatial_size=16, eval_freq=1, eval_images=4)
     results = {}
     for n, batch_size, init_batches in ((2, 2, 4), (1, 4, 2)):
         folder = tmp_path / str(n)
@@ -82,6 +82,7 @@ def test_two_workers_make_the_gradients_of_one_with_twice_the_batch(small_config
         stdout, stderr = process.communicate(timeout=200)
         assert process.returncode == 0, stderr
         assert len(glob.glob(str(folder / "log" / "*"))) == 1  # worker 0's
+        assert glob.glob(str(folder / "log" / "*" / "checkpoints" / "best-1.index"))
         results[n] = moments(folder)
     assert len(results[1]) > 100 and set(results[1]) == set(results[2])
     for name, expected in results[1].items():  # after one step half the gradient
