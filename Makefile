@@ -1,7 +1,7 @@
 # make train          draws the toy data set and trains on it: about ten minutes on two CPU cores
 # make toy-gif        after that: somebody of the toy's test split in motion, as docs/toy.gif
 # make test           runs the tests
-# make test-fast      runs the quick ones, in about a minute
+# make test-fast      runs the quick ones, in two to four minutes
 # make fuzz           reads 24,500 damaged files; make test reads 612 of them
 # make lint           runs ruff
 # make test-versions  runs the quick tests on the Pythons and the TensorFlow that .ci/run leaves out
