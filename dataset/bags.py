@@ -11,8 +11,7 @@ import numpy as np
 from PIL import Image
 
 from common.console import progress_bar
-from dataset.pickles import dump_index
-from dataset.toy import CLOTHES, SIZE
+from dataset.toy import CLOTHES, SIZE, save_index
 
 OVERSAMPLING = 4
 THINGS_PER_LOOK = 4
@@ -61,12 +60,11 @@ def _bag(random):
     parts.append((BODY, "polygon", body, 0))
     depth = random.uniform(0.25, 0.65)
     middle = top + depth * (bottom - top)
-    buckle = middle
     if random.rand() < 0.6:
         tip = random.uniform(0.0, 0.08)
         parts.append((FLAP, "polygon", [(x - above, top), (x + above, top), (x + 0.85 * above, middle - tip),
                                         (x, middle), (x - 0.85 * above, middle - tip)], 0))
-    parts.append((BUCKLE, "circle", (x, buckle), random.uniform(0.03, 0.06)))
+    parts.append((BUCKLE, "circle", (x, middle), random.uniform(0.03, 0.06)))
     return Outline(True, parts, (top, bottom))
 
 
@@ -151,16 +149,14 @@ def make_data_set(out, n_train, n_test, seed):
             Image.fromarray(pixels).save(os.path.join(out, folder, name))
         index["train"].append(look < n_train)
         index["person"].append(look)
-    path = os.path.join(out, "index.p")
-    dump_index(index, path + ".part")
-    os.replace(path + ".part", path)
+    save_index(index, out)
     return index
 
 
 # ------------------------------------------------------------------------------------------ the truth of transfers
 
 def is_bags(n_images, extra):
-    """Whether an index, of which these are further keys, is this toy's, whole and in order."""
+    """Whether an index is this toy's, whole and in order. extra: its keys but for images, shapes and train."""
     people = extra.get("person")
     return (extra.get("toy_kind") == "bags" and isinstance(extra.get("toy_seed"), int)
             and 0 <= extra["toy_seed"] < 2**32 and isinstance(people, list)

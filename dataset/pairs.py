@@ -6,11 +6,11 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from common.errors import UserError, shown
+from common.errors import UserError
 from dataset.boxes import as_jpeg
-from dataset.builder import files_below, in_parallel
+from dataset.builder import in_parallel
 from dataset.index import is_bright, is_grey, read_image
-from dataset.photos import EXTENSIONS
+from dataset.photos import find_photos
 
 SAMPLED = 100  # pictures that tell whether a data set's shapes are line drawings
 BLUR = 1.4  # sigma of the Gaussian before Canny, in pixels (Canny 1986 smooths so too)
@@ -116,14 +116,10 @@ def find(options, builder):
     for folder, train in ((options.images, True if has_test_images else None), (options.test_images, False)):
         if folder is None:
             continue
-        paths = files_below(folder, EXTENSIONS, builder)
+        paths = find_photos(folder, builder)
         if train:  # test images may lie in a folder below
             tests = os.path.join(os.path.abspath(options.test_images), "")
             paths = [path for path in paths if not os.path.abspath(path).startswith(tests)]
-        if not paths:
-            what = "none in it" if os.path.isdir(folder) else "no such folder"
-            raise UserError(f"{shown(folder, 1000)}: expected a folder with images ({' '.join(EXTENSIONS)}), found "
-                            f"{what}")
         found += [(path, os.path.relpath(path, folder), train) for path in paths]
     builder.images_seen = len(found)
     return found

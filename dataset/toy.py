@@ -252,10 +252,15 @@ def make_data_set(out, n_train, n_test, seed):
         index["person"].append(person)
         index["joints"].append(index_joints(pose))
     index["joints"] = np.stack(index["joints"])
-    path = os.path.join(out, "index.p")
+    save_index(index, out)
+    return index
+
+
+def save_index(index, folder):
+    """Writes index.p into a folder, whole or not at all."""
+    path = os.path.join(folder, "index.p")
     dump_index(index, path + ".part")
     os.replace(path + ".part", path)
-    return index
 
 
 def index_joints(pose):

@@ -116,6 +116,7 @@ class Comparison:
         with tf.Graph().as_default() as graph:
             self._pictures = tf.placeholder(tf.uint8, (None, self.shape[1], self.shape[0], 3))
             self._pairs = tf.placeholder(tf.int32, (None, 2))
+            self._has_flat51 = vgg_weights is not None and min(self.shape) >= FLAT_WINDOW
             pictures = tf.cast(self._pictures, tf.float32)
             self._metrics = similarities(*[tf.gather(pictures, self._pairs[:, side]) for side in range(2)])
             if vgg_weights is not None:
@@ -142,7 +143,7 @@ class Comparison:
         pictures = np.stack([resized(picture, self.shape) for picture in pictures])
         figures = self._session.run({name: self._metrics[name] for name in metrics if name in self._metrics},
                                     {self._pictures: pictures, self._pairs: pairs})
-        if "perceptual_loss" in self._metrics and metrics == METRICS and min(self.shape) >= FLAT_WINDOW:
+        if self._has_flat51 and metrics == METRICS:
             real, made = (pictures[np.asarray(pairs)[:, side]] for side in range(2))
             figures["ssim_flat51"] = ssim_flat51(real, made)
         return figures
@@ -304,7 +305,7 @@ class Evaluation:
         return self._or_none(self.load, number)
 
     def _shapes_of(self, numbers):
-        """(those of these numbers whose shapes can be read, their shapes (n, S, S, 3)): two lists."""
+        """([those of these numbers whose shapes can be read], their shapes (n, S, S, 3))."""
         found = [(number, self._or_none(self.load.shape_images, number)) for number in numbers]
         found = [(number, shape[0]) for number, shape in found if shape is not None]
         return [number for number, _ in found], np.array([shape for _, shape in found])
@@ -427,7 +428,7 @@ def report_toy(config, index, run, *, load, renderer):
         return
 
     def render(appearances, poses):
-        return renderer.transfer(load.batch(appearances), load.batch(poses).shape_image)
+        return renderer.transfer(load.batch(appearances), load.shape_images(poses))
 
     try:
         errors = toy.transfer_error(render, index.extra["person"], {s: index.usable(s) for s in ("train", "test")},
@@ -469,7 +470,7 @@ def report_toy_mixes(config, index, run, *, renderer):
 
     def render(part, appearances, others, poses):
         people = Selection(from_index(index, appearances))
-        load = make_loader(people, config)
+        load = make_loader(people, config, with_shapes=False)
         latents = renderer.encode(load.batch(range(len(people))))
         joints = index.joints[poses]
         pictures = renderer.render(latents, make_loader(index, config).shape_images(poses))

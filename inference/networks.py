@@ -83,8 +83,8 @@ class Network(collections.namedtuple("Network", "name prefix folder")):
             return open_index(config).aspect()
         return 1.0
 
-    def draws_lines(self, config):
-        """Whether its shapes are line drawings, for a config with shape: picture."""
+    def draws_lines(self):
+        """Whether its shapes are line drawings, if they are pictures."""
         path = os.path.join(self.folder, DETAILS)
         return not os.path.isfile(path) or read_details(path, f"{self.name}: {DETAILS}").get("line_drawings", True)
 
@@ -309,7 +309,7 @@ def export(options, config):
             step, samples = _write_saved_model(config, checkpoint, os.path.join(folder, "saved_model"))
             details = {"aspect": round(aspect, 4), "step": step, "tensorflow": tf.__version__}
             if config["shape"] == "picture":
-                details["line_drawings"] = options.network.draws_lines(config)
+                details["line_drawings"] = options.network.draws_lines()
             contents = {"config.yaml": dump_config(without_paths(config)), DETAILS: json.dumps(details, indent=2),
                         "README.md": readme(config), "samples.png": samples}
             if metrics is not None:

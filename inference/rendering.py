@@ -84,7 +84,7 @@ def open_finder(options, config):
     """The Finder of what the options name."""
     return Finder(config["data_index"], config["allow_outside_images"], person=options.person, shape=config["shape"],
                   appearance=config["appearance"], aspect=lambda: options.network.aspect(config),
-                  draws_lines=lambda: options.network.draws_lines(config))
+                  draws_lines=options.network.draws_lines)
 
 
 # ---------------------------------------------------------------------------------------------- transfer

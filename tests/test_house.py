@@ -12,7 +12,7 @@ ROOMS = ("common", "dataset", "training", "inference")
 ORDER = """
     common.errors common.console < common.machine common.downloads common.files
     dataset.pickles < dataset.index < dataset.boxes < dataset.builder dataset.toy dataset.poses
-    dataset.pickles dataset.index dataset.toy < dataset.bags
+    dataset.index dataset.toy < dataset.bags
     dataset.builder dataset.poses < dataset.videos dataset.coco dataset.openpose dataset.photos
     dataset.builder dataset.photos < dataset.pairs
     dataset.videos dataset.photos dataset.poses dataset.builder dataset.pairs < dataset.selection
