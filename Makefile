@@ -1,4 +1,5 @@
 # make train          draws the toy data set and trains on it: about ten minutes on two CPU cores
+# make page           after that: opens a page on which joints are dragged, and the newest network's picture follows
 # make toy-gif        after that: somebody of the toy's test split in motion, as docs/toy.gif
 # make test           runs the tests
 # make test-fast      runs the quick ones, in two to four minutes
@@ -27,10 +28,14 @@ RUN ?= $(patsubst %/checkpoints/checkpoint,%,$(shell ls -t log/*/checkpoints/che
 PERSON ?= 6089
 POSES ?= 6062 6008 6034 6083 6063 6062
 
-.PHONY: train toy-gif test test-fast fuzz lint test-versions clean check-python
+.PHONY: train page toy-gif test test-fast fuzz lint test-versions clean check-python
 
 train: $(READY) data/toy/index.p
 	$(VENV)/bin/python main.py --config toy.yaml
+
+page: $(READY)
+	@test -n "$(RUN)" || { echo "error: there is no training in log/: make train first" >&2; exit 2; }
+	$(VENV)/bin/python main.py --mode page --checkpoint "$(RUN)"
 
 toy-gif: $(READY) data/toy/index.p
 	@test -n "$(RUN)" || { echo "error: there is no training in log/: make train first" >&2; exit 2; }

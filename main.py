@@ -8,11 +8,12 @@
     python main.py --mode transfer --checkpoint RUN --appearance me.jpg --pose you.jpg  me in your pose
     python main.py --mode animate --checkpoint RUN --appearance me.jpg --pose dance.mp4 me in motion, as GIF and MP4
     python main.py --mode test --checkpoint RUN                                         appearances from the prior
+    python main.py --mode page --checkpoint RUN                                         a page to drag joints on
     python main.py --mode export --checkpoint RUN --out mine.vunet.zip                  the network as one file
 
 RUN is a run folder, its checkpoints folder, a checkpoint prefix, a network file or the URL of one; without --config its
-own config is used. Every command but export writes to a new run folder, log/<date>T<time>. docs/configuration.md
-explains options, config keys and files.
+own config is used. Every command but export and page writes to a new run folder, log/<date>T<time>.
+docs/configuration.md explains options, config keys and files.
 """
 import argparse
 import contextlib
@@ -36,6 +37,7 @@ from deeploss import load_weights
 from inference.evaluation import evaluate, report_toy
 from inference.mixing import mix_item
 from inference.networks import DETAILS, details_of, export, open_network
+from inference.page import page
 from inference.rendering import animate, sample, transfer
 from inference.validation import Validation
 from training.checkpoints import CheckpointSaver
@@ -107,6 +109,8 @@ def parse_options(argv):
                         help="evaluate: compare pictures as squares or also in the aspect of the data set's files")
     parser.add_argument("--out", metavar="FILE", help="export: the file to write, such as mine.vunet.zip")
     parser.add_argument("--metrics", metavar="FILE", help="export: evaluate's metrics.json, to go into the file")
+    parser.add_argument("--host", metavar="ADDRESS", help="page: the address to serve it on (127.0.0.1)")
+    parser.add_argument("--port", type=whole_number(65535), metavar="N", help="page: the port to serve it on (8000)")
     options = parser.parse_args(argv)
     check_options(parser, options)
     return options
@@ -386,7 +390,7 @@ class StopSignal:
 
 
 MODES = {"train": train, "evaluate": evaluate, "transfer": transfer, "animate": animate, "test": sample,
-         "export": export}
+         "export": export, "page": page}
 # Options that not all modes have.
 MODES_OF_OPTIONS = {
     "retrain": ("train",), "batches": ("transfer", "test"), "appearance": ("transfer", "animate"),
@@ -394,7 +398,7 @@ MODES_OF_OPTIONS = {
     "aspect": ("transfer", "animate"), "fps": ("animate",), "seconds_per_pose": ("animate",), "save": ("evaluate",),
     "every": ("evaluate",),
     "images": ("evaluate",), "samples": ("evaluate",), "size": ("evaluate",), "out": ("export",),
-    "metrics": ("export",)}
+    "metrics": ("export",), "host": ("page",), "port": ("page",)}
 
 if __name__ == "__main__":
     sys.exit(run(main))

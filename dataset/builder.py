@@ -24,7 +24,7 @@ Entry = collections.namedtuple("Entry", "image joints shape train group")
 class IndexBuilder:
     """A data set in the making: images/, perhaps shapes/, index.p and left_out.txt in the folder `out`.
 
-    joint_order: of the joints, or None for a data set of shape images.
+    joint_order: of the joints, or None for a data set of shape images. silent: whether nothing is printed.
 
     with IndexBuilder("data/mine", names) as builder:
         builder.add("one.jpg", joints, jpeg=crop)
@@ -35,10 +35,11 @@ class IndexBuilder:
     clears what a killed one left. Raises UserError if `out` holds something; `overwrite` replaces an earlier data set.
     """
 
-    def __init__(self, out, joint_order, overwrite=False):
+    def __init__(self, out, joint_order, overwrite=False, silent=False):
         self.name, self.out = out, os.path.realpath(out)  # so that a link to a folder elsewhere stays
         self.partial, self.old = self.out + ".partial", self.out + ".old"
         self.joint_order = None if joint_order is None else list(joint_order)
+        self.silent = silent
         self.entries, self.left_out, self.names = [], [], set()
         self.images_seen = 0
         try:
@@ -175,7 +176,8 @@ class IndexBuilder:
             shutil.rmtree(self.old, ignore_errors=True)
         except OSError as error:
             raise UserError(f"--out: {self.name}: cannot be written: {error.strerror}")
-        self._summarise(index)
+        if not self.silent:
+            self._summarise(index)
 
     def _split(self, test_share):
         """The train flag of each person. Of the groups without one, a share, but at least one, is for tests."""

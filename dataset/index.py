@@ -355,8 +355,13 @@ def read_image(path, size=None, ground=None):
     """
     if not os.path.isfile(path):  # opening a pipe would wait for its writer
         raise UserError(f"{shown(path, 1000)}: there is no such image")
+    return decode_image(path, shown(path, 1000), size, ground)
+
+
+def decode_image(file, name, size=None, ground=None):
+    """read_image of a path or an open file, which messages call `name`."""
     try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
+        with Image.open(file, formats=IMAGE_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"expected at most {MAX_PIXELS} pixels, found {image.width} x {image.height}")
             if size is not None:
@@ -364,7 +369,7 @@ def read_image(path, size=None, ground=None):
             image.load()
             return _to_rgb(image, ground)
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        raise UserError(f"{shown(path, 1000)}: cannot be read as an image: {reason(error)}")
+        raise UserError(f"{name}: cannot be read as an image: {reason(error)}")
 
 
 def upright_size(path):

@@ -18,7 +18,7 @@ from training.config import dump_config
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # The folders that a run keeps a copy of.
-SOURCES = ("", "ablations", "common", "dataset", "training", "inference", "tools")
+SOURCES = ("", "ablations", "common", "dataset", "training", "inference", os.path.join("inference", "page"), "tools")
 
 
 class Run:
@@ -173,7 +173,7 @@ def _make_folder(log_dir):
 
 def _copy_sources(target):
     for folder in SOURCES:
-        for extension in ("py", "yaml", "md"):
+        for extension in ("py", "yaml", "md", "html", "css", "js"):
             for path in glob.glob(os.path.join(glob.escape(ROOT), folder, f"*.{extension}")):
                 copy = os.path.join(target, os.path.relpath(path, ROOT))
                 os.makedirs(os.path.dirname(copy), exist_ok=True)

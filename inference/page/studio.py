@@ -1,0 +1,312 @@
+"""What the page can do, without HTTP: people and photos, their pictures in poses and shapes, animations, data sets.
+
+What comes from a page is JSON and bytes, and nothing of it is trusted: UserErrors say in one line what is wrong. Joints
+are lists of 15 pairs in the order of JOINTS, in shares of the picture that they belong to, [-1, -1] where missing.
+"""
+import base64
+import collections
+import functools
+import io
+import math
+import os
+import secrets
+import shutil
+import tempfile
+import threading
+
+import numpy as np
+from PIL import Image
+
+from batches import make_loader
+from common.errors import UserError, shown
+from dataset.boxes import as_jpeg, body, box_around, cut_box, has_torso, shares_of
+from dataset.builder import IndexBuilder
+from dataset.index import JOINTS, STANDING, WHITE, as_shape, decode_image
+from dataset.pairs import as_png
+from dataset.poses import from_left, is_usable
+from dataset.selection import Member, Selection, from_index
+from inference.mixing import GROUPS, composite, part_numbers
+from inference.movies import write_gif, write_mp4
+from inference.rendering import aspect_shape, finite_uint8, resized
+
+MAX_SIDE = 1280  # pixels of a photo that is kept
+MAX_PHOTO_BYTES = 2**29  # of all photos that are kept
+MAX_BYTES = 20 * 10**6  # of a request
+MAX_FRAMES = 1000
+CACHED_PEOPLE = 64
+CROP_SIZE = 256  # of people in a data set
+PERSON_SIZE = 256
+
+
+class Photos:
+    """Photos that pages have sent, in memory, as JPEG; the oldest go where they would be too many."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._photos = collections.OrderedDict()
+        self._n_bytes = 0
+
+    def add(self, image):
+        """Keeps a PIL image; returns its id, which nobody can guess."""
+        jpeg, name = as_jpeg(np.asarray(image)), secrets.token_urlsafe(16)
+        with self._lock:
+            self._photos[name] = jpeg
+            self._n_bytes += len(jpeg)
+            while self._n_bytes > MAX_PHOTO_BYTES:
+                self._n_bytes -= len(self._photos.popitem(last=False)[1])
+        return name
+
+    def jpeg(self, name):
+        """The bytes of a photo. Raises UserError."""
+        with self._lock:
+            if not isinstance(name, str) or name not in self._photos:
+                raise UserError(f"photo: {shown(name)}: is not here, or no longer; expected one that was sent")
+            return self._photos[name]
+
+    def image(self, name):
+        """A photo as a PIL image. Raises UserError."""
+        return decode_image(io.BytesIO(self.jpeg(name)), "photo")
+
+
+class Studio:
+    """Pictures from a network, one at a time: its methods are not to be called from two threads but for `add_photo`.
+
+    renderer: a Renderer, best of batches of one. index: an Index whose test people can be chosen, or None. aspect: the
+    width / height of the network's pictures. draws_lines: whether its shapes are line drawings, if they are pictures.
+    find_people(image): the people in a PIL image, joints in pixels. Raises UserError.
+    """
+
+    def __init__(self, config, renderer, *, index=None, aspect=1.0, draws_lines=True, find_people):
+        self.config, self.index, self.aspect, self.photos = config, index, aspect, Photos()
+        self.draws_lines = draws_lines
+        self.people = [] if index is None else index.usable("test").tolist()
+        self.shape = aspect_shape(config["spatial_size"], aspect)
+        self.draws_joints = config["shape"] == "joints"
+        # Whether people are cut out of photos by their joints, as Finder does.
+        self.needs_joints = self.draws_joints or config["appearance"] == "parts"
+        self.parts = sorted(GROUPS) if self.draws_joints and config["appearance"] != "none" else []
+        self._renderer, self._find_people = renderer, find_people
+        self._is_person = set(self.people).__contains__
+        self._latents = functools.lru_cache(maxsize=CACHED_PEOPLE)(self._latents)
+        self._reading = threading.Lock()  # of photos, which may take hundreds of megabytes each
+
+    def about(self):
+        """What a page must know of the network, for JSON."""
+        sees_people = self.config["appearance"] != "none"
+        return {"size": self.config["spatial_size"], "aspect": self.aspect, "joints": JOINTS, "parts": list(self.parts),
+                "n_people": len(self.people), "standing": standing(), "draws_joints": self.draws_joints,
+                "needs_joints": self.needs_joints, "draws_lines": self.draws_lines, "sees_people": sees_people,
+                "max_frames": MAX_FRAMES, "max_bytes": MAX_BYTES}
+
+    # ------------------------------------------------------------------------------------------ people
+
+    def some_people(self, start, n):
+        """[{"person": number, "joints": joints or None}] of n test people of the index."""
+        joints = self.index.joints if self.index is not None and self.index.uses_joints else None
+        return [{"person": number, "joints": None if joints is None else joints[number].tolist()}
+                for number in self.people[start:start + n]]
+
+    def person(self, number):
+        """The JPEG of a test person. Raises UserError."""
+        return as_jpeg(self.index.image(self._number(number), PERSON_SIZE))
+
+    def person_shape(self, number):
+        """The PNG of a test image's shape. Raises UserError."""
+        if self.index is None or self.index.shapes is None:
+            raise UserError("shapes: the network's index has none")
+        return as_png(self.index.shape_image(self._number(number), self.config["spatial_size"]))
+
+    def add_photo(self, content):
+        """Takes the bytes of an image file: its id, its width and height, everybody's joints, and a note or None.
+
+        Where nobody's joints are found, the only ones are those of somebody standing in the middle. Raises UserError.
+        """
+        with self._reading:
+            image = decode_image(io.BytesIO(content), "photo", MAX_SIDE // 2)
+            image.thumbnail((MAX_SIDE, MAX_SIDE))
+            people, note = self._people_in(image) if self.needs_joints else ([], None)
+            return {"photo": self.photos.add(image), "width": image.width, "height": image.height, "people": people,
+                    "note": note}
+
+    def _people_in(self, image):
+        """([joints] from the left, a note or None) of an image."""
+        note = "nobody was found: drag the figure onto the person"
+        try:
+            people = [joints for joints in from_left(self._find_people(image)) if is_usable(joints)]
+        except UserError as error:
+            people, note = [], f"drag the figure onto the person; {error}"
+        if not people:
+            return [standing(0.4 * min(2, image.height / image.width))], note
+        return [np.where(joints < 0, -1, joints / image.size).round(4).tolist() for joints in people], None
+
+    def _number(self, value):
+        if not self._is_person(value):
+            raise UserError(f"person: expected the number of a test image, found {shown(value)}")
+        return value
+
+    def _latents(self, person, photo, joints):
+        """Latents (1, h, w, c) of a test person or, where that is None, of a photo. joints: hashable, or None."""
+        points = None if joints is None else np.array(joints, np.float32)
+        member = self._of_index(person, points) if photo is None else self._of_photo(photo, points)
+        load = make_loader(Selection([member]), self.config, with_shapes=False)
+        return self._renderer.encode(load([0]))
+
+    def _of_index(self, number, points):
+        member, = from_index(self.index, [self._number(number)])
+        return member if points is None else member._replace(joints=points)
+
+    def _of_photo(self, photo, points):
+        image = self.photos.image(photo)
+        if not self.needs_joints:
+            return Member("photo", None, lambda size: np.asarray(image.resize((size, size), Image.BILINEAR)), True)
+        if points is None:
+            raise UserError("joints: expected those of the person in the photo, found none")
+        joints, box = in_box(points, image, self.aspect)
+        return Member("photo", joints, functools.partial(cut_box, image, box), True)
+
+    def pose_of(self, photo):
+        """Joints in the picture that is cut out around somebody, {"photo": id, "joints": joints}. Raises UserError."""
+        image = self.photos.image(photo.get("photo"))
+        return in_box(read_joints(photo.get("joints"), "joints"), image, self.aspect)[0].tolist()
+
+    def latents_of(self, who, name):
+        """Latents of {"person": number} or {"photo": id}, both with "joints" if they are corrected or of a photo."""
+        if not isinstance(who, dict):
+            raise UserError(f"{name}: expected an object with person or photo, found {shown(who)}")
+        joints = None if who.get("joints") is None else read_joints(who["joints"], f"{name}: joints")
+        key = None if joints is None else tuple(map(tuple, joints.tolist()))
+        photo = who.get("photo")
+        if photo is not None:
+            self.photos.jpeg(photo)  # refuses what is none
+            return self._latents(None, photo, key)
+        person = who.get("person")
+        if not isinstance(person, int) or isinstance(person, bool):
+            raise UserError(f"{name}: expected a person's number or a photo, found {shown(who)}")
+        return self._latents(person, None, key)
+
+    # ------------------------------------------------------------------------------------------ pictures
+
+    def render(self, order):
+        """The picture (h, w, 3) uint8 of an order, a dict from JSON: shape, and who or sample; blend, share, parts.
+
+        Raises UserError.
+        """
+        shape, joints = self._read_shape(order.get("shape"))
+        if order.get("sample") is not None:
+            pictures = self._renderer.sample(shape, int(number(order["sample"], "sample", 0, 10**6)))
+        else:
+            pictures = self._renderer.render(self._appearance(order), shape)
+            parts = order.get("parts") or {}
+            if parts:
+                pictures = composite(pictures, self._givers(parts, shape), joints[np.newaxis])
+        return resized(finite_uint8(pictures)[0], self.shape)
+
+    def _appearance(self, order):
+        latents = self.latents_of(order.get("who"), "who")
+        if order.get("blend") is None:
+            return latents
+        share = number(order.get("share"), "share", 0, 1)
+        others = self.latents_of(order["blend"], "blend")
+        return [(1 - share) * z + share * other for z, other in zip(latents, others)]
+
+    def _givers(self, parts, shape):
+        if not isinstance(parts, dict) or not set(parts) <= set(self.parts):
+            raise UserError(f"parts: expected some of {', '.join(self.parts) or 'none'}, found {shown(parts)}")
+        return [(part_numbers(name), self._renderer.render(self.latents_of(who, name), shape))
+                for name, who in parts.items()]
+
+    def _read_shape(self, value):
+        """(the shape image (1, S, S, 3) uint8, joints (15, 2) or None) of joints, or of an image file in base64."""
+        size = self.config["spatial_size"]
+        if self.draws_joints:
+            joints = read_joints(value, "shape")
+            return make_loader(Selection([Member("pose", joints, None, True)]), self.config).shape_images([0]), joints
+        try:
+            image = decode_image(io.BytesIO(base64.b64decode(value)), "shape", ground=WHITE)
+        except (TypeError, ValueError):
+            raise UserError(f"shape: expected an image file in base64, found {shown(value)}")
+        return as_shape(image, size, False, self.draws_lines)[np.newaxis], None
+
+    def animation(self, order, turn):
+        """The bytes of a GIF or MP4 of an order with a list of frames, dicts that replace parts of it.
+
+        turn: entered for each picture. Raises UserError.
+        """
+        frames, kind = order.get("frames"), order.get("format")
+        if not isinstance(frames, list) or not 1 <= len(frames) <= MAX_FRAMES or not all(
+                isinstance(frame, dict) for frame in frames):
+            raise UserError(f"frames: expected a list of 1 to {MAX_FRAMES} objects, found {shown(frames)}")
+        if kind not in ("gif", "mp4"):
+            raise UserError(f"format: expected gif or mp4, found {shown(kind)}")
+        fps = number(order.get("fps"), "fps", 1, 50)
+
+        def pictures():
+            for frame in frames:
+                with turn():
+                    picture = self.render(dict(order, **frame))
+                yield picture
+        with tempfile.TemporaryDirectory(prefix="vunet-") as folder:
+            path = os.path.join(folder, f"animation.{kind}")
+            if kind == "gif":
+                write_gif(path, list(pictures()), fps)
+            else:
+                write_mp4(path, pictures(), fps, self.shape)
+            with open(path, "rb") as file:
+                return file.read()
+
+    # ------------------------------------------------------------------------------------------ a data set
+
+    def data_set(self, photos):
+        """The bytes of a ZIP with a data set of the people in photos, [{"photo": id, "joints": joints}].
+
+        Raises UserError.
+        """
+        if not isinstance(photos, list) or not photos or not all(isinstance(photo, dict) for photo in photos):
+            raise UserError(f"photos: expected a list of objects with photo and joints, found {shown(photos)}")
+        with tempfile.TemporaryDirectory(prefix="vunet-") as folder:
+            out = os.path.join(folder, "people")
+            with IndexBuilder(out, JOINTS, silent=True) as builder:
+                for i, photo in enumerate(photos):
+                    image = self.photos.image(photo.get("photo"))
+                    joints, box = in_box(read_joints(photo.get("joints"), f"photos[{i}]: joints"), image)
+                    builder.add(f"{i:05}", joints, jpeg=as_jpeg(cut_box(image, box, CROP_SIZE)))
+                builder.finish()
+            with open(shutil.make_archive(out, "zip", folder, "people"), "rb") as file:
+                return file.read()
+
+
+# ---------------------------------------------------------------------------------------------- what pages send
+
+def read_joints(value, name):
+    """Joints (15, 2) float32 of a value from JSON. Raises UserError."""
+    is_list = isinstance(value, list) and len(value) == len(JOINTS)
+    if not (is_list and all(isinstance(point, list) and len(point) == 2 for point in value)):
+        raise UserError(f"{name}: expected {len(JOINTS)} pairs of numbers, found {shown(value)}")
+    joints = np.array([[number(x, name, -10, 10) for x in point] for point in value], np.float32)
+    joints[joints.min(axis=1) < 0] = -1
+    if not has_torso(joints):
+        raise UserError(f"{name}: expected both hips and both shoulders")
+    return joints
+
+
+def in_box(joints, image, aspect=1.0):
+    """(joints in shares of a box, the box) around the person with joints in shares of an image. Raises UserError."""
+    joints = np.where(joints < 0, -1, np.float64(joints) * image.size)
+    if not is_usable(joints):
+        raise UserError("joints: expected hips and shoulders at different places")
+    box = box_around(body(joints), *image.size, aspect=aspect)
+    return shares_of(joints, box), box
+
+
+def number(value, name, low, high):
+    """A value from JSON that is a number. Raises UserError."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not low <= value <= high or math.isnan(value):
+        raise UserError(f"{name}: expected a number from {low:g} to {high:g}, found {shown(value)}")
+    return value
+
+
+def standing(breadth=0.8):
+    """Joints of somebody standing in the middle of a picture, who fills most of it."""
+    joints = np.array([STANDING[name] for name in JOINTS])
+    return (0.5 + (joints - 0.5) * (breadth, 0.8)).round(4).tolist()

@@ -1,0 +1,400 @@
+"""The page: its server with good, bad and too many requests, and the page itself in a browser."""
+import base64
+import concurrent.futures
+import http.client
+import io
+import json
+import os
+import pickle
+import re
+import shutil
+import socket
+import time
+import urllib.error
+import urllib.request
+import zipfile
+
+import numpy as np
+import pytest
+from helpers import mutated, standing
+from PIL import Image
+
+from common.threads import Superseded, Turns
+from dataset.index import J
+from inference.networks import open_network
+from inference.page.server import make_app
+from inference.page.studio import Photos, Studio
+from inference.rendering import restored
+from training.config import load_config
+
+CASES = int(os.environ.get("VUNET_FUZZ_CASES", "300")) // 3
+POSE = standing().tolist()
+
+
+def studio_of(run, config, find_people=lambda image: []):
+    """Yields a Studio of the network in a run folder."""
+    from dataset.index import open_index
+    config = dict(load_config(config, {}), batch_size=1)
+    with open_network(str(run)) as network, restored(network, config) as renderer:
+        yield Studio(config, renderer, index=open_index(config), aspect=0.5, find_people=find_people)
+
+
+@pytest.fixture(scope="module")
+def studio(trained):
+    yield from studio_of(*trained)
+
+
+@pytest.fixture
+def client(studio):
+    return make_app(studio, only_local=True).test_client()
+
+
+def as_png(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def photo_bytes(width=60, height=90):
+    return as_png(np.random.RandomState(0).randint(0, 256, (height, width, 3)).astype(np.uint8))
+
+
+def pixels_of(response):
+    assert response.status_code == 200, response.data
+    return np.asarray(Image.open(io.BytesIO(response.data)))
+
+
+def render(client, **order):
+    return client.post("/render", json=dict({"page": "a page", "shape": POSE}, **order))
+
+
+def add_photo(client):
+    return client.post("/photos", data=photo_bytes(), content_type="image/png").get_json()
+
+
+def test_a_person_of_the_index_is_rendered_in_the_pose(client, studio):
+    person = client.get("/people/from/0").get_json()[0]
+    one = pixels_of(render(client, who={"person": person["person"]}))
+    assert one.shape == (16, 8, 3)  # the aspect of the network's pictures
+    assert (pixels_of(render(client, who={"person": person["person"], "joints": person["joints"]})) == one).all()
+    moved = standing(lwrist=(0.9, 0.1)).tolist()
+    assert (pixels_of(render(client, who={"person": person["person"]}, shape=moved)) != one).any()
+    assert (pixels_of(render(client, who={"person": person["person"], "joints": POSE})) != one).any()
+
+
+def test_blends_go_from_one_person_to_the_other(client, studio):
+    a, b = ({"person": number} for number in studio.people[:2])
+    ends = [pixels_of(render(client, who=a, blend=b, share=share)) for share in (0, 0.5, 1)]
+    assert (ends[0] == pixels_of(render(client, who=a))).all() and (ends[2] == pixels_of(render(client, who=b))).all()
+    assert (ends[1] != ends[0]).any() and (ends[1] != ends[2]).any()
+
+
+def test_a_part_comes_from_somebody_else(client, studio):
+    a, b = ({"person": number} for number in studio.people[:2])
+    mixed = pixels_of(render(client, who=a, parts={"head": b})).astype(int)
+    alone, other = (pixels_of(render(client, who=who)).astype(int) for who in (a, b))
+    assert (mixed != alone).any()
+    assert abs(mixed[-3:] - alone[-3:]).max() <= 1 < abs(other[-3:] - alone[-3:]).max()  # at the feet
+
+
+def test_samples_are_numbered(client):
+    one, again, other = (pixels_of(render(client, sample=number)) for number in (1, 1, 2))
+    assert (one == again).all() and (one != other).any()
+
+
+def test_a_photo_without_people_gets_a_figure_to_drag(client):
+    found = add_photo(client)
+    assert (found["width"], found["height"]) == (60, 90) and "drag the figure" in found["note"]
+    assert pixels_of(client.get(f"/photos/{found['photo']}.jpg")).shape == (90, 60, 3)
+    who = {"photo": found["photo"], "joints": found["people"][0]}
+    one = pixels_of(render(client, who=who))
+    who["joints"][J["lwrist"]] = [0.9, 0.2]
+    assert (pixels_of(render(client, who=who)) != one).any()
+
+
+def test_the_pose_of_a_photo_fills_the_network_picture(client):
+    found = add_photo(client)
+    pose = np.array(client.post("/pose", json={"photo": found["photo"], "joints": found["people"][0]}).get_json())
+    assert pose.min() >= 0 and pose.max() < 1 and 0.6 < np.ptp(pose[:, 1]) < 0.9
+
+
+def test_people_in_photos_are_found(trained):
+    people = [standing() * (60, 90), standing("lhip") * (60, 90), standing() * (20, 90)]
+    for studio in studio_of(*trained, find_people=lambda image: people):
+        found = studio.add_photo(photo_bytes())
+        assert found["note"] is None
+        assert np.allclose(found["people"], [people[2] / (60, 90), people[0] / (60, 90)], atol=1e-3)  # from the left
+
+
+def test_corrected_photos_become_a_data_set(client, tmp_path):
+    all_found = [add_photo(client) for _ in range(3)]
+    photos = [{"photo": found["photo"], "joints": found["people"][0]} for found in all_found]
+    response = client.post("/dataset", json={"photos": photos})
+    with zipfile.ZipFile(io.BytesIO(response.data)) as archive:
+        archive.extractall(str(tmp_path))
+    index = pickle.loads((tmp_path / "people" / "index.p").read_bytes())
+    assert sorted(index["train"]) == [False, True, True] and len(index["joints"]) == 3
+    assert Image.open(str(tmp_path / "people" / index["imgs"][0])).size == (256, 256)
+
+
+@pytest.mark.parametrize("kind, start", [("gif", b"GIF89a"), ("mp4", b"\0\0\0")])
+def test_a_drag_becomes_an_animation(client, studio, kind, start):
+    frames = [{"shape": standing(lwrist=(0.75, y)).tolist()} for y in (0.5, 0.4, 0.3)]
+    order = {"page": "a page", "who": {"person": studio.people[0]}, "frames": frames, "format": kind, "fps": 25}
+    response = client.post("/animation", json=order)
+    assert response.status_code == 200 and response.data.startswith(start)
+
+
+def test_bad_requests_are_refused_with_one_line(client, studio):
+    person, found = {"person": studio.people[0]}, add_photo(client)
+    orders = [{}, {"who": None}, {"who": 3}, {"who": {"person": True}}, {"who": {"person": -1}},
+              {"who": {"photo": "x"}}, {"who": {"photo": ["x"]}}, {"who": {"photo": found["photo"]}},
+              {"who": dict(person, joints=POSE[:-1])},
+              {"who": person, "shape": None}, {"who": person, "shape": [[float("nan"), 0]] * 15},
+              {"who": person, "shape": [[1e300, 0]] * 15}, {"who": person, "shape": [["a", 0]] * 15},
+              {"who": person, "shape": standing("lhip").tolist()}, {"who": person, "blend": person, "share": 2},
+              {"who": person, "blend": 1, "share": 1}, {"who": person, "parts": {"tail": person}},
+              {"who": person, "parts": [person]}, {"sample": -1}, {"sample": "a"}, {"sample": float("inf")},
+              {"who": {"photo": found["photo"], "joints": [[0.5, 0.5]] * 15}}]
+    for order in orders:
+        response = render(client, **order)
+        assert response.status_code == 400, (order, response.data)
+        assert response.data.count(b"\n") == 1 and 10 < len(response.data) < 500
+    frames = [{"shape": POSE}]
+    for more in ({"frames": [], "format": "gif", "fps": 25}, {"frames": frames, "format": "../x", "fps": 25},
+                 {"frames": frames, "format": "gif", "fps": 0}, {"frames": [1], "format": "gif", "fps": 25}):
+        assert client.post("/animation", json=dict(more, who=person)).status_code == 400
+    for photos in (None, [], [1], [{"photo": "x"}], [{"photo": found["photo"]}]):
+        assert client.post("/dataset", json={"photos": photos}).status_code == 400
+    assert client.post("/render", data="{}", content_type="text/plain").status_code == 400
+    assert client.post("/render", data="[" * 100000, content_type="application/json").status_code == 400
+    assert client.post("/photos", data=b"GIF", content_type="image/gif").status_code == 400
+    assert client.get("/people/0.jpg").status_code == 400  # an image for training
+    for url in ("/../main.py", "/page.py", "/photos/..%2F..%2Fconfig.yaml.jpg", "/people/-1.jpg"):
+        assert client.get(url).status_code in (400, 404)
+
+
+def test_other_sites_are_kept_out(client):
+    assert client.get("/network", headers={"Host": "evil.example"}).status_code == 403
+    assert client.get("/network", headers={"Host": "localhost:8000"}).status_code == 200
+    assert client.get("/network", headers={"Origin": "http://evil.example"}).status_code == 403
+    assert client.get("/network", headers={"Host": "[::1]:80", "Origin": "http://[::1]:80"}).status_code == 200
+
+
+def test_the_oldest_photos_make_room(monkeypatch):
+    photos, image = Photos(), Image.open(io.BytesIO(photo_bytes()))
+    first = photos.add(image)
+    monkeypatch.setattr("inference.page.studio.MAX_PHOTO_BYTES", int(2.5 * len(photos.jpeg(first))))
+    names = [first] + [photos.add(image) for _ in range(3)]
+    with pytest.raises(Exception, match="no longer"):
+        photos.jpeg(names[1])
+    assert photos.image(names[3]).size == (60, 90)
+
+
+def test_of_the_waiting_requests_of_a_page_the_newest_is_answered():
+    turns, done = Turns(), []
+
+    def work(number, page):
+        try:
+            with turns.of(page):
+                done.append(number)
+        except Superseded:
+            done.append(None)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        with turns.of("one"):
+            waiting = []
+            for number, page in enumerate(["one", "one", "two", "one", "two"]):
+                waiting.append(pool.submit(work, number, page))
+                time.sleep(0.05)
+            assert done == [None, None, None]  # at once, not in their turn
+        concurrent.futures.wait(waiting)
+    assert sorted(done[3:]) == [3, 4] and not turns._newest
+
+
+def test_hostile_requests(client, studio):
+    """Mutations of good requests are answered or refused with one line, and the page goes on."""
+    random, found = np.random.RandomState(0), add_photo(client)
+    who = {"photo": found["photo"], "joints": found["people"][0]}
+    good = [("/render", {"page": "p", "shape": POSE, "who": who, "blend": {"person": studio.people[0]}, "share": 0.5}),
+            ("/render", {"page": "p", "shape": POSE, "who": who, "parts": {"head": {"person": studio.people[0]}}}),
+            ("/render", {"page": "p", "shape": POSE, "sample": 3}), ("/pose", who), ("/dataset", {"photos": [who]}),
+            ("/animation", {"who": who, "frames": [{"shape": POSE}] * 2, "format": "gif", "fps": 25})]
+    bodies = [(url, json.dumps(body).encode(), "application/json") for url, body in good]
+    bodies.append(("/photos", photo_bytes(), "image/png"))
+    counts = {200: 0, 400: 0}
+    for i in range(CASES):
+        url, body, kind = bodies[i % len(bodies)]
+        response = client.post(url, data=mutated(random, body), content_type=kind)
+        counts[response.status_code] += 1
+        if response.status_code == 400:
+            assert response.data.count(b"\n") == 1 and b"Traceback" not in response.data and b"/" not in response.data
+    assert counts[400] > CASES // 4
+    assert pixels_of(render(client, who=who)).shape == (16, 8, 3)
+
+
+# ---------------------------------------------------------------------------------------------- as a process
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture
+def address(program, trained):
+    """The URL of a page that a process of its own serves."""
+    port = free_port()
+    process = program.start("--mode", "page", "--checkpoint", trained[0], "--port", port)
+    line = process.stdout.readline()
+    assert re.match(rf"the page is at http://127.0.0.1:{port}/", line), line + process.stderr.read()
+    yield f"http://127.0.0.1:{port}"
+    process.terminate()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0 and "Traceback" not in stderr, stderr
+
+
+def post(url, value):
+    request = urllib.request.Request(url, json.dumps(value).encode(), {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=120) as response:
+            return response.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+@pytest.mark.slow
+def test_200_requests_at_once_are_all_answered(address):
+    order = {"page": "one", "shape": POSE, "sample": 1}
+    with concurrent.futures.ThreadPoolExecutor(200) as pool:
+        statuses = list(pool.map(lambda number: post(f"{address}/render", order), range(200)))
+    assert set(statuses) <= {200, 409} and statuses.count(200) >= 1
+    assert post(f"{address}/render", order) == 200
+    connection = http.client.HTTPConnection(address.split("/")[-1], timeout=60)
+    connection.request("POST", "/photos", headers={"Content-Type": "image/png", "Content-Length": str(21 * 10**6)})
+    assert connection.getresponse().status == 413
+
+
+def test_a_port_in_use_is_named(program, trained):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(1)
+        port = listener.getsockname()[1]
+        result = program("--mode", "page", "--checkpoint", trained[0], "--port", port)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1 and f"--port {port}" in result.stderr
+
+
+# ---------------------------------------------------------------------------------------------- in a browser
+
+@pytest.fixture
+def browser(tmp_path):
+    """Chromium, driven by Selenium; what it downloads goes to a folder."""
+    chromium, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip("there is no Chromium with its driver; on Debian, apt install chromium chromium-driver")
+    webdriver = pytest.importorskip("selenium.webdriver")
+    from selenium.webdriver.chrome.service import Service
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+                     "--window-size=1400,1200"):
+        options.add_argument(argument)
+    options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path / "downloads")})
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options=options, service=Service(driver))
+    browser.set_script_timeout(30)
+    yield browser
+    browser.quit()
+
+
+def wait_for(what, seconds=20.0):
+    """what() as soon as it is true."""
+    end = time.time() + seconds
+    while time.time() < end:
+        value = what()
+        if value:
+            return value
+        time.sleep(0.02)
+    raise AssertionError("waited in vain")
+
+
+class Page:
+    """What a test does on the page."""
+
+    def __init__(self, browser, address):
+        self.browser = browser
+        browser.get(address)
+        wait_for(self.picture)
+
+    def find(self, selector):
+        return self.browser.find_element("css selector", selector)
+
+    def picture(self):
+        """The bytes of the picture that is shown, or None."""
+        return base64.b64decode(self.browser.execute_async_script("""
+            const url = document.getElementById("result").src, done = arguments[0];
+            if (!url) { done(""); return; }
+            fetch(url).then((answer) => answer.blob()).then((blob) => {
+              const reader = new FileReader();
+              reader.onload = () => done(reader.result.split(",")[1]);
+              reader.readAsDataURL(blob);
+            });""")) or None
+
+    def changes(self, action):
+        """Whether the picture is another one within two seconds of an action."""
+        before = self.picture()
+        action()
+        return wait_for(lambda: (self.picture() or before) != before, seconds=2.0)
+
+    def drag(self, selector, x, y):
+        from selenium.webdriver import ActionChains
+        return ActionChains(self.browser).click_and_hold(self.find(selector)).move_by_offset(x, y).release().perform()
+
+    def joint(self, figure, name):
+        return self.find(f"#{figure} .joint[data-joint={name}]")
+
+    def assert_no_errors(self):
+        assert [line for line in self.browser.get_log("browser") if line["level"] == "SEVERE"] == []
+
+
+@pytest.mark.slow
+def test_the_page_in_a_browser(address, browser, tmp_path):
+    page = Page(browser, address)
+    assert page.changes(lambda: page.find("#people li:nth-child(3) button").click())
+    assert page.changes(lambda: page.drag("#pose .joint[data-joint=lwrist]", 60, -90))
+
+    wrist = page.joint("pose", "rwrist")
+    assert "right wrist" in wrist.get_attribute("aria-label")
+    browser.execute_script("arguments[0].focus()", wrist)
+    assert page.changes(lambda: browser.switch_to.active_element.send_keys(10 * "\ue013"))  # the up arrow
+    assert browser.switch_to.active_element.get_attribute("data-joint") == "rwrist"
+    assert page.changes(lambda: page.find("#mirror").click())
+    assert page.changes(lambda: page.find("#undo-pose").click())
+
+    photo = tmp_path / "me.png"
+    photo.write_bytes(photo_bytes(200, 300))
+    assert page.changes(lambda: page.find("#files").send_keys(str(photo)))
+    wait_for(lambda: "drag the figure" in page.find("#message").text)
+    assert page.changes(lambda: page.drag("#editor-joints .joint[data-joint=lshoulder]", 40, 30))
+    assert page.changes(lambda: page.find("#take").click())
+
+    page.find("#save").click()
+    saved = tmp_path / "downloads" / "vunet.png"
+    wait_for(lambda: saved.exists() and saved.read_bytes())
+    assert saved.read_bytes() == page.picture()
+    page.find("#download").click()
+    wait_for((tmp_path / "downloads" / "people.zip").exists)
+    page.assert_no_errors()
+
+
+@pytest.mark.slow
+def test_a_drag_is_recorded(address, browser, tmp_path):
+    page = Page(browser, address)
+    page.find("#record").click()
+    page.drag("#pose .joint[data-joint=lwrist]", 30, -30)
+    time.sleep(0.5)
+    page.find("#record").click()
+    page.find("#gif").click()
+    saved = tmp_path / "downloads" / "vunet.gif"
+    wait_for(saved.exists)
+    assert Image.open(str(saved)).n_frames > 1
+    page.assert_no_errors()
