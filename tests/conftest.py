@@ -13,7 +13,7 @@ from common.console import quiet_stderr
 with quiet_stderr():
     import tensorflow.compat.v1 as tf
 
-from helpers import ROOT, SMALL, exit_code, only_run
+from helpers import PICTURES, ROOT, SMALL, exit_code, only_run
 
 from common.machine import set_up_tensorflow
 
@@ -44,12 +44,32 @@ def toy(tmp_path_factory):
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, toy):
     """The run folder of a finished small training, and its config."""
-    folder = tmp_path_factory.mktemp("trained")
-    config = folder / "small.yaml"
-    config.write_text(yaml.safe_dump(dict(SMALL, data_index=str(toy / "index.p"))))
+    return train(tmp_path_factory.mktemp("trained"), dict(SMALL, data_index=str(toy / "index.p")))
+
+
+@pytest.fixture(scope="session")
+def bag_index(tmp_path_factory):
+    """Path of the index of a few drawn bags and shoes."""
+    from dataset.bags import make_data_set
+    folder = tmp_path_factory.mktemp("bags")
+    make_data_set(str(folder), n_train=3, n_test=3, seed=0)
+    return str(folder / "index.p")
+
+
+@pytest.fixture(scope="session")
+def trained_on_bags(bag_index, tmp_path_factory):
+    """The run folder of a small training on them, and its config."""
+    config = dict(SMALL, **PICTURES, data_index=bag_index, eval_freq=2, eval_images=4)
+    return train(tmp_path_factory.mktemp("trained_on_bags"), config)
+
+
+def train(folder, config):
+    """(run folder, path of the config) of a training in a folder."""
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(config))
     import main
-    assert exit_code(main, "--config", str(config), "--log_dir", folder / "log") == 0
-    return only_run(folder / "log"), str(config)
+    assert exit_code(main, "--config", path, "--log_dir", folder / "log") == 0
+    return only_run(folder / "log"), str(path)
 
 
 @pytest.fixture

@@ -19,6 +19,8 @@ SMALL = {
     "log_freq": 2, "ckpt_freq": 2, "test_freq": 4,
     "feature_layers": ["input_1", "block1_conv1"], "feature_weights": [1.0, 1.0], "gram_weights": [0.0, 0.1],
     "vgg_weights": "random"}
+# What a config has for shapes and appearances that are whole pictures.
+PICTURES = {"shape": "picture", "appearance": "picture"}
 
 
 def exit_code(module, *options):

@@ -1,6 +1,7 @@
 """The page: its server with good, bad and too many requests, and the page itself in a browser."""
 import base64
 import concurrent.futures
+import contextlib
 import http.client
 import io
 import json
@@ -232,6 +233,29 @@ def test_hostile_requests(client, studio):
     assert pixels_of(render(client, who=who)).shape == (16, 8, 3)
 
 
+# ---------------------------------------------------------------------------------------------- edges
+
+@pytest.fixture(scope="module")
+def edge_studio(trained_on_bags):
+    yield from studio_of(*trained_on_bags)
+
+
+def test_a_drawing_is_rendered(edge_studio):
+    client = make_app(edge_studio, only_local=True).test_client()
+    about, number = client.get("/network").get_json(), edge_studio.people[0]
+    assert not about["draws_joints"] and not about["needs_joints"] and about["parts"] == []
+    edges = client.get(f"/people/{number}.png").data
+    with_edges = dict(who={"person": number}, shape=base64.b64encode(edges).decode())
+    one = pixels_of(render(client, **with_edges))
+    assert (one != pixels_of(render(client, **dict(with_edges, shape=base64.b64encode(photo_bytes()).decode())))).any()
+    found = add_photo(client)
+    assert found["people"] == [] and found["note"] is None
+    assert (pixels_of(render(client, **dict(with_edges, who={"photo": found["photo"]}))) != one).any()
+    for shape in (POSE, None, "x", "", "%%%", base64.b64encode(b"no image").decode()):
+        assert render(client, **dict(with_edges, shape=shape)).status_code == 400
+    assert render(client, **dict(with_edges, parts={"head": {"person": number}})).status_code == 400
+
+
 # ---------------------------------------------------------------------------------------------- as a process
 
 def free_port():
@@ -243,8 +267,15 @@ def free_port():
 @pytest.fixture
 def address(program, trained):
     """The URL of a page that a process of its own serves."""
+    with served(program, trained[0]) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def served(program, run):
+    """The URL of a page for the network in a run folder."""
     port = free_port()
-    process = program.start("--mode", "page", "--checkpoint", trained[0], "--port", port)
+    process = program.start("--mode", "page", "--checkpoint", run, "--port", port)
     line = process.stdout.readline()
     assert re.match(rf"the page is at http://127.0.0.1:{port}/", line), line + process.stderr.read()
     yield f"http://127.0.0.1:{port}"
@@ -398,3 +429,18 @@ def test_a_drag_is_recorded(address, browser, tmp_path):
     wait_for(saved.exists)
     assert Image.open(str(saved)).n_frames > 1
     page.assert_no_errors()
+
+
+@pytest.mark.slow
+def test_lines_are_drawn_in_a_browser(program, trained_on_bags, browser):
+    with served(program, trained_on_bags[0]) as address:
+        page = Page(browser, address)
+        drawing = page.find("#drawing")
+        assert page.changes(page.find("#clear").click)
+        assert page.changes(lambda: page.drag("#drawing", 80, 60))
+        assert page.changes(page.find("#undo-drawing").click)
+        browser.execute_script("arguments[0].focus()", drawing)
+        assert page.changes(lambda: drawing.send_keys(" " + 5 * "\ue014"))  # the pen down, then the right arrow
+        assert page.changes(page.find("#people li:nth-child(2) button").click)
+        assert page.changes(page.find("#take").click)
+        page.assert_no_errors()

@@ -8,7 +8,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from helpers import SMALL, exit_code, make_index, only_run, save_openpose, standing
+from helpers import PICTURES, exit_code, make_index, only_run, save_openpose, standing
 from PIL import Image
 
 import main
@@ -17,34 +17,14 @@ from common.errors import UserError
 from dataset import bags
 from dataset.index import Index, as_shape, index_faults, is_grey, load_shape, open_index
 from inference.networks import open_network
-from tools import check_index, make_toy
+from tools import check_index
 from training.config import load_config
-
-PICTURES = {"shape": "picture", "appearance": "picture"}
 
 
 def save(path, pixels):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.asarray(pixels, np.uint8)).save(str(path))
     return str(path)
-
-
-@pytest.fixture(scope="module")
-def bag_index(tmp_path_factory):
-    """Path of the index of a few drawn bags and shoes."""
-    folder = tmp_path_factory.mktemp("bags")
-    assert exit_code(make_toy, "--kind", "bags", "--out", folder, "--train", 3, "--test", 3) == 0
-    return str(folder / "index.p")
-
-
-@pytest.fixture(scope="module")
-def trained_on_bags(bag_index, tmp_path_factory):
-    """The run of a small training on them, and its config."""
-    folder = tmp_path_factory.mktemp("trained_on_bags")
-    config = folder / "small.yaml"
-    config.write_text(json.dumps(dict(SMALL, **PICTURES, data_index=bag_index, eval_freq=2, eval_images=4)))
-    assert exit_code(main, "--config", config, "--log_dir", folder / "log") == 0
-    return only_run(folder / "log"), str(config)
 
 
 # ---------------------------------------------------------------------------------------------- the index
