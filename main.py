@@ -37,7 +37,6 @@ from deeploss import load_weights
 from inference.evaluation import evaluate, report_toy
 from inference.mixing import mix_item
 from inference.networks import DETAILS, details_of, export, open_network
-from inference.page import page
 from inference.rendering import animate, sample, transfer
 from inference.validation import Validation
 from training.checkpoints import CheckpointSaver
@@ -138,6 +137,12 @@ def check_options(parser, options):
         parser.error("--mode train needs --config")
     if options.mode == "export" and options.out is None:
         parser.error("--mode export needs --out")
+
+
+def page(options, config):
+    """Serves the page until a signal comes."""
+    from inference.page.server import serve  # here, as no other mode needs a web server
+    serve(options, config)
 
 
 # ---------------------------------------------------------------------------------------------- training

@@ -175,6 +175,14 @@ def test_bad_requests_are_refused_with_one_line(client, studio):
         assert client.get(url).status_code in (400, 404)
 
 
+def test_no_answer_has_a_path_of_the_server(client, studio, monkeypatch, capsys):
+    monkeypatch.setattr(studio.index, "folder", "/secret")
+    studio._latents.cache_clear()
+    for response in (client.get(f"/people/{studio.people[0]}.jpg"), render(client, who={"person": studio.people[0]})):
+        assert response.status_code == 400 and response.data == b"person %d: cannot be read\n" % studio.people[0]
+    assert "/secret" in capsys.readouterr().err  # for whoever runs it
+
+
 def test_other_sites_are_kept_out(client):
     assert client.get("/network", headers={"Host": "evil.example"}).status_code == 403
     assert client.get("/network", headers={"Host": "localhost:8000"}).status_code == 200

@@ -3,7 +3,6 @@
 It may face strangers. What they send is checked by the Studio, kept in memory, and never taken for a path.
 """
 import functools
-import ipaddress
 import json
 import os
 
@@ -23,7 +22,7 @@ DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8000
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 FILES = {"/": "page.html", "/page.css": "page.css", "/page.js": "page.js"}
 PEOPLE_AT_ONCE = 60
-LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
+LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")  # of this machine, in URLs
 HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff",
            "Content-Security-Policy": "default-src 'self' blob: data:; script-src 'self'"}
 PLAIN, JSON = "text/plain; charset=utf-8", "application/json"
@@ -32,29 +31,22 @@ PLAIN, JSON = "text/plain; charset=utf-8", "application/json"
 def serve(options, config):
     """Serves the page until a signal comes. Raises UserError where that cannot begin."""
     host, port = options.host or DEFAULT_HOST, options.port or DEFAULT_PORT
+    name = f"[{host}]" if ":" in host else host
     index = open_index(config) if os.path.isfile(config["data_index"]) else None
     # Pictures are made one at a time: in a batch the others would be made for nothing.
     with restored(options.network, dict(config, batch_size=1)) as renderer, Estimator() as find_people:
         studio = Studio(config, renderer, index=index, aspect=options.network.aspect(config),
                         draws_lines=options.network.draws_lines(), find_people=find_people)
-        app = make_app(studio, only_local=is_loopback(host))
+        app = make_app(studio, only_local=name in LOCAL_NAMES)
         try:
             server = waitress.create_server(app, host=host, port=port, threads=8, connection_limit=1000, ident=None,
                                             max_request_body_size=MAX_BYTES)
         except (OSError, ValueError) as error:
             raise UserError(f"--host {shown(host)}, --port {port}: cannot be listened on: {error}")
-        if not is_loopback(host):
+        if name not in LOCAL_NAMES:
             print("warning: whoever reaches this address can use the page and see the test people of the index")
-        print(f"the page is at http://{f'[{host}]' if ':' in host else host}:{port}/ and Ctrl-C ends it", flush=True)
+        print(f"the page is at http://{name}:{port}/ and Ctrl-C ends it", flush=True)
         server.run()
-
-
-def is_loopback(host):
-    """Whether only this machine reaches an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def make_app(studio, only_local):

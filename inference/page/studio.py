@@ -5,12 +5,14 @@ are lists of 15 pairs in the order of JOINTS, in shares of the picture that they
 """
 import base64
 import collections
+import contextlib
 import functools
 import io
 import math
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 import threading
 
@@ -32,10 +34,9 @@ from inference.rendering import aspect_shape, finite_uint8, resized
 MAX_SIDE = 1280  # pixels of a photo that is kept
 MAX_PHOTO_BYTES = 2**29  # of all photos that are kept
 MAX_BYTES = 20 * 10**6  # of a request
-MAX_FRAMES = 1000
+MAX_FRAMES = 500
 CACHED_PEOPLE = 64
-CROP_SIZE = 256  # of people in a data set
-PERSON_SIZE = 256
+SIZE = 256  # of people on the page and in data sets
 
 
 class Photos:
@@ -86,7 +87,7 @@ class Studio:
         self.needs_joints = self.draws_joints or config["appearance"] == "parts"
         self.parts = sorted(GROUPS) if self.draws_joints and config["appearance"] != "none" else []
         self._renderer, self._find_people = renderer, find_people
-        self._is_person = set(self.people).__contains__
+        self._known = set(self.people)
         self._latents = functools.lru_cache(maxsize=CACHED_PEOPLE)(self._latents)
         self._reading = threading.Lock()  # of photos, which may take hundreds of megabytes each
 
@@ -98,8 +99,6 @@ class Studio:
                 "needs_joints": self.needs_joints, "draws_lines": self.draws_lines, "sees_people": sees_people,
                 "max_frames": MAX_FRAMES, "max_bytes": MAX_BYTES}
 
-    # ------------------------------------------------------------------------------------------ people
-
     def some_people(self, start, n):
         """[{"person": number, "joints": joints or None}] of n test people of the index."""
         joints = self.index.joints if self.index is not None and self.index.uses_joints else None
@@ -108,13 +107,15 @@ class Studio:
 
     def person(self, number):
         """The JPEG of a test person. Raises UserError."""
-        return as_jpeg(self.index.image(self._number(number), PERSON_SIZE))
+        with private(f"person {self._checked(number)}: cannot be read"):
+            return as_jpeg(self.index.image(number, SIZE))
 
     def person_shape(self, number):
         """The PNG of a test image's shape. Raises UserError."""
         if self.index is None or self.index.shapes is None:
             raise UserError("shapes: the network's index has none")
-        return as_png(self.index.shape_image(self._number(number), self.config["spatial_size"]))
+        with private(f"person {self._checked(number)}: has edges that cannot be read"):
+            return as_png(self.index.shape_image(number, self.config["spatial_size"]))
 
     def add_photo(self, content):
         """Takes the bytes of an image file: its id, its width and height, everybody's joints, and a note or None.
@@ -130,30 +131,32 @@ class Studio:
 
     def _people_in(self, image):
         """([joints] from the left, a note or None) of an image."""
-        note = "nobody was found: drag the figure onto the person"
+        people, note = [], "nobody was found: drag the figure onto the person"
         try:
-            people = [joints for joints in from_left(self._find_people(image)) if is_usable(joints)]
+            with private("nobody is looked for, as the terminal explains: drag the figure onto the person"):
+                people = [joints for joints in from_left(self._find_people(image)) if is_usable(joints)]
         except UserError as error:
-            people, note = [], f"drag the figure onto the person; {error}"
+            note = str(error)
         if not people:
             return [standing(0.4 * min(2, image.height / image.width))], note
         return [np.where(joints < 0, -1, joints / image.size).round(4).tolist() for joints in people], None
 
-    def _number(self, value):
-        if not self._is_person(value):
+    def _checked(self, value):
+        if value not in self._known:
             raise UserError(f"person: expected the number of a test image, found {shown(value)}")
         return value
 
     def _latents(self, person, photo, joints):
         """Latents (1, h, w, c) of a test person or, where that is None, of a photo. joints: hashable, or None."""
         points = None if joints is None else np.array(joints, np.float32)
-        member = self._of_index(person, points) if photo is None else self._of_photo(photo, points)
-        load = make_loader(Selection([member]), self.config, with_shapes=False)
-        return self._renderer.encode(load([0]))
+        if photo is not None:
+            return self._encode(self._of_photo(photo, points))
+        member, = from_index(self.index, [self._checked(person)])
+        with private(f"person {person}: cannot be read"):
+            return self._encode(member if points is None else member._replace(joints=points))
 
-    def _of_index(self, number, points):
-        member, = from_index(self.index, [self._number(number)])
-        return member if points is None else member._replace(joints=points)
+    def _encode(self, member):
+        return self._renderer.encode(make_loader(Selection([member]), self.config, with_shapes=False)([0]))
 
     def _of_photo(self, photo, points):
         image = self.photos.image(photo)
@@ -184,10 +187,8 @@ class Studio:
             raise UserError(f"{name}: expected a person's number or a photo, found {shown(who)}")
         return self._latents(person, None, key)
 
-    # ------------------------------------------------------------------------------------------ pictures
-
     def render(self, order):
-        """The picture (h, w, 3) uint8 of an order, a dict from JSON: shape, and who or sample; blend, share, parts.
+        """The picture (h, w, 3) uint8 of a dict from JSON: shape, and who or sample; blend, share, parts.
 
         Raises UserError.
         """
@@ -228,9 +229,9 @@ class Studio:
         return as_shape(image, size, False, self.draws_lines)[np.newaxis], None
 
     def animation(self, order, turn):
-        """The bytes of a GIF or MP4 of an order with a list of frames, dicts that replace parts of it.
+        """The bytes of a GIF or MP4 of an order with frames, dicts that replace parts of it. Raises UserError.
 
-        turn: entered for each picture. Raises UserError.
+        turn: entered for each picture.
         """
         frames, kind = order.get("frames"), order.get("format")
         if not isinstance(frames, list) or not 1 <= len(frames) <= MAX_FRAMES or not all(
@@ -240,27 +241,21 @@ class Studio:
             raise UserError(f"format: expected gif or mp4, found {shown(kind)}")
         fps = number(order.get("fps"), "fps", 1, 50)
 
-        def pictures():
-            for frame in frames:
-                with turn():
-                    picture = self.render(dict(order, **frame))
-                yield picture
-        with tempfile.TemporaryDirectory(prefix="vunet-") as folder:
+        pictures = []
+        for frame in frames:
+            with turn():
+                pictures.append(self.render(dict(order, **frame)))
+        with private(f"the {kind.upper()} cannot be written"), tempfile.TemporaryDirectory(prefix="vunet-") as folder:
             path = os.path.join(folder, f"animation.{kind}")
             if kind == "gif":
-                write_gif(path, list(pictures()), fps)
+                write_gif(path, pictures, fps)
             else:
-                write_mp4(path, pictures(), fps, self.shape)
+                write_mp4(path, pictures, fps, self.shape)
             with open(path, "rb") as file:
                 return file.read()
 
-    # ------------------------------------------------------------------------------------------ a data set
-
     def data_set(self, photos):
-        """The bytes of a ZIP with a data set of the people in photos, [{"photo": id, "joints": joints}].
-
-        Raises UserError.
-        """
+        """The bytes of a ZIP with a data set of the people in [{"photo": id, "joints": joints}]. Raises UserError."""
         if not isinstance(photos, list) or not photos or not all(isinstance(photo, dict) for photo in photos):
             raise UserError(f"photos: expected a list of objects with photo and joints, found {shown(photos)}")
         with tempfile.TemporaryDirectory(prefix="vunet-") as folder:
@@ -269,10 +264,20 @@ class Studio:
                 for i, photo in enumerate(photos):
                     image = self.photos.image(photo.get("photo"))
                     joints, box = in_box(read_joints(photo.get("joints"), f"photos[{i}]: joints"), image)
-                    builder.add(f"{i:05}", joints, jpeg=as_jpeg(cut_box(image, box, CROP_SIZE)))
+                    builder.add(f"{i:05}", joints, jpeg=as_jpeg(cut_box(image, box, SIZE)))
                 builder.finish()
             with open(shutil.make_archive(out, "zip", folder, "people"), "rb") as file:
                 return file.read()
+
+
+@contextlib.contextmanager
+def private(line):
+    """Says only this line to the page where the server's own files fail, whose paths are nobody's business."""
+    try:
+        yield
+    except UserError as error:
+        print(f"page: {error}", file=sys.stderr, flush=True)
+        raise UserError(line)
 
 
 # ---------------------------------------------------------------------------------------------- what pages send
