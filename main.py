@@ -2,6 +2,7 @@
 
     python main.py --config toy.yaml                                                    train
     python main.py --config market.yaml --checkpoint RUN                                go on training from a checkpoint
+    python main.py --config market.yaml --workers 4                                     on four GPUs of this machine
     python main.py --config market_retrain.yaml --retrain --checkpoint RUN              second round
     python main.py --mode evaluate --checkpoint RUN                                     SSIM, PSNR ... of the test split
     python main.py --mode transfer --checkpoint RUN                                     people in each other's poses
@@ -19,6 +20,7 @@ import argparse
 import contextlib
 import json
 import math
+import os
 import shlex
 import signal
 import sys
@@ -45,6 +47,7 @@ from training.config import load_config, setting
 from training.curves import save_result
 from training.graphs import Renderer, TrainingGraph
 from training.runs import Run, tile, to_uint8, transfer_grid
+from training.workers import WORKER, launch
 
 MAX_OVERFLOWS = 50  # more than it takes the scale of float16's loss to come down to 1
 
@@ -52,6 +55,9 @@ MAX_OVERFLOWS = 50  # more than it takes the scale of float16's loss to come dow
 def main(argv=None):
     """Runs one command; returns its exit code where that is not 0. Raises UserError."""
     options = parse_options(argv)
+    if options.workers is not None and WORKER not in os.environ:
+        words = sys.argv[1:] if argv is None else argv
+        return launch([sys.executable, os.path.abspath(__file__)] + words, options.workers)
     set_up_tensorflow()
     with contextlib.ExitStack() as stack:
         # Found once: a training that still runs may save another checkpoint at any time.
@@ -77,6 +83,8 @@ def parse_options(argv):
                         help="checkpoint prefix, checkpoints folder, run folder, network file or URL of an archive")
     parser.add_argument("--best", action="store_true", help="of the run's checkpoints, the one with the highest score "
                                                             "(see eval_freq) instead of the newest")
+    parser.add_argument("--workers", type=whole_number(1000, least=0), metavar="N",
+                        help="train: so many processes of this machine, each with a GPU or some cores; 0: one per GPU")
     parser.add_argument("--retrain", action="store_true", help="train: keep the checkpoint's weights and, where it has "
                                                                "them, moments, but start at step 0 again")
     parser.add_argument("--batches", type=whole_number(1000000), metavar="N",
@@ -118,7 +126,7 @@ def parse_options(argv):
 def check_options(parser, options):
     """Refuses options that do not go together."""
     for name, modes in MODES_OF_OPTIONS.items():
-        if getattr(options, name) and options.mode not in modes:
+        if getattr(options, name) not in (None, False) and options.mode not in modes:
             parser.error(f"--{name} goes with --mode {' or '.join(modes)}")
     for name in ("appearance", "pose"):
         if options.mode == "animate" and getattr(options, name) is None:
@@ -244,6 +252,8 @@ def command_to_go_on(options, folder):
     words = ["python", "main.py", "--config", options.config]
     for key, value in options.set:
         words += ["--set", f"{key}={json.dumps(value)}"]
+    if options.workers is not None:
+        words += ["--workers", str(options.workers)]
     return " ".join(shlex.quote(word) for word in words + ["--checkpoint", folder])
 
 
@@ -398,7 +408,8 @@ MODES = {"train": train, "evaluate": evaluate, "transfer": transfer, "animate": 
          "export": export, "page": page}
 # Options that not all modes have.
 MODES_OF_OPTIONS = {
-    "retrain": ("train",), "batches": ("transfer", "test"), "appearance": ("transfer", "animate"),
+    "retrain": ("train",), "workers": ("train",),
+    "batches": ("transfer", "test"), "appearance": ("transfer", "animate"),
     "pose": ("transfer", "animate"), "person": ("transfer", "animate"), "mix": ("transfer", "animate"),
     "aspect": ("transfer", "animate"), "fps": ("animate",), "seconds_per_pose": ("animate",), "save": ("evaluate",),
     "every": ("evaluate",),

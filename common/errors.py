@@ -35,11 +35,11 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {_one_line(message, 1000)} ({self.prog} --help says more)\n")
 
 
-def whole_number(most):
-    """The type of an option that takes a whole number from 1 to `most`."""
+def whole_number(most, least=1):
+    """The type of an option that takes a whole number from `least` to `most`."""
     def convert(text):
-        if not text.isdecimal() or len(text) > 12 or not 1 <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"expected a whole number from 1 to {most}, found {shown(text)}")
+        if not text.isdecimal() or len(text) > 12 or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {least} to {most}, found {shown(text)}")
         return int(text)
     return convert
 

@@ -1,4 +1,5 @@
 """Several workers, in real processes on this machine."""
+import contextlib
 import glob
 import json
 import os
@@ -15,12 +16,15 @@ from helpers import ROOT, exit_code
 import main
 from batches import BatchOrder
 from common.errors import UserError
-from tools.launch import free_ports
 from training.checkpoints import Checkpoint, find_checkpoint
 from training.cluster import read_tf_config
+from training.workers import free_ports, make_environments
 
 TINY = {"spatial_size": 8, "drop_prob": 0.0}  # what is tested here takes processes, not networks
-LAUNCH = [sys.executable, os.path.join(ROOT, "tools", "launch.py"), "--workers"]
+LAUNCH = [sys.executable, "-c", f"""
+import sys; sys.path.insert(0, {ROOT!r})
+from training.workers import launch
+sys.exit(launch(sys.argv[1:], 2))"""]
 
 
 def tf_config(cluster, kind="worker", index=0):
@@ -60,8 +64,8 @@ def test_workers_share_every_pass_between_them():
 
 
 def launch(folder, n, *options):
-    command = [sys.executable, os.path.join(ROOT, "main.py")] + [str(option) for option in options]
-    return subprocess.Popen(LAUNCH + [str(n), "--"] + command, cwd=str(folder), stdout=subprocess.PIPE,
+    command = [sys.executable, os.path.join(ROOT, "main.py"), "--workers", str(n)] + [str(word) for word in options]
+    return subprocess.Popen(command, cwd=str(folder), stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, universal_newlines=True)
 
 
@@ -158,7 +162,7 @@ number = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
 time.sleep(99 * number)
 sys.exit(7)"""
     start = time.time()
-    done = subprocess.run(LAUNCH + ["2", "--", sys.executable, "-c", script], timeout=60)
+    done = subprocess.run(LAUNCH + [sys.executable, "-c", script], timeout=60)
     assert done.returncode == 7 and time.time() - start < 30
 
 
@@ -176,17 +180,29 @@ signal.signal(signal.SIGTERM, stop)
 open("%s.%d" % (sys.argv[1], number), "w").close()
 time.sleep(60)"""
     saved = tmp_path / "saved"
-    launcher = subprocess.Popen(LAUNCH + ["2", "--", sys.executable, "-c", script, str(saved)])
+    launcher = subprocess.Popen(LAUNCH + [sys.executable, "-c", script, str(saved)])
     while len(list(tmp_path.iterdir())) < 2:
         time.sleep(0.1)
     launcher.send_signal(signal.SIGTERM)
     assert launcher.wait(timeout=60) == 143 and saved.exists()
 
 
-@pytest.mark.parametrize("options, words", [
-    (["0", "--", "true"], "--workers: expected a whole number from 1 to 1000, found 0"),
-    (["2"], "required: COMMAND"),
-    (["1", "--", "no-such-program"], "no-such-program: cannot be started")])
-def test_bad_commands_of_the_launcher_are_one_line(options, words):
-    done = subprocess.run(LAUNCH + options, stderr=subprocess.PIPE, text=True, timeout=60)
-    assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
+@pytest.mark.parametrize("options, tf_config, words", [
+    (["--workers", "-1"], "", "--workers: expected a whole number from 0 to 1000, found -1"),
+    (["--workers", "2"], "{}", "--workers: expected no TF_CONFIG beside it"),
+    (["--workers", "2", "--mode", "evaluate", "--checkpoint", "x"], "", "--workers goes with --mode train")])
+def test_bad_numbers_of_workers_are_one_line(options, tf_config, words, monkeypatch, capsys):
+    monkeypatch.setenv("TF_CONFIG", tf_config)
+    with contextlib.suppress(SystemExit):
+        assert exit_code(main, "--config", "x.yaml", *options) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+
+
+def test_without_gpus_there_is_one_worker_by_default(monkeypatch):
+    monkeypatch.setattr("training.workers.find_gpus", lambda: [])
+    assert len(make_environments(0)) == 1
+    monkeypatch.setattr("training.workers.find_gpus", lambda: ["2", "5"])
+    assert [environment["CUDA_VISIBLE_DEVICES"] for environment in make_environments(0)] == ["2", "5"]
+    with pytest.raises(UserError, match="expected at most 2, one for each GPU"):
+        make_environments(3)

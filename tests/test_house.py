@@ -20,6 +20,7 @@ ORDER = """
     dataset.index dataset.boxes < dataset.selection
     nn < models
     dataset.index < batches
+    common.errors < training.workers
     deeploss < training.config < training.runs training.checkpoints training.curves training.cluster
     nn models deeploss batches training.cluster < training.graphs
 """

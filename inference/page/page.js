@@ -145,6 +145,7 @@ class Figure {
   draw() {
     const focused = this.svg.contains(document.activeElement) ? document.activeElement.dataset.joint : null;
     const [width, height] = figureSize(this.aspect);
+    const grip = Math.max(45, 14 * width / (this.svg.clientWidth || width));  // at least 28 pixels across, for fingers
     this.svg.replaceChildren();
     const at = drawFigure(this.svg, this.joints, width, height);
     for (const name of network.joints) {
@@ -152,7 +153,7 @@ class Figure {
       if (!point) continue;
       const place = {cx: point[0], cy: point[1], "data-joint": name};
       const isEye = name.endsWith("eye");
-      svgElement("circle", {...place, class: "grip", r: isEye ? 26 : 55}, this.svg);
+      svgElement("circle", {...place, class: "grip", r: isEye ? grip / 2 : grip}, this.svg);
       const [x, y] = this.joints[network.joints.indexOf(name)].map((value) => Math.round(100 * value));
       svgElement("circle", {...place, class: "joint", r: isEye ? 12 : 18, stroke: COLOURS[name[0]], tabindex: 0, role: "button",
         "aria-label": `${readable(name)}, ${x} % from the left, ${y} % from the top`}, this.svg);

@@ -1,9 +1,6 @@
-"""Starts the workers of one training on this machine: one per GPU or, without GPUs, each on cores of its own.
+"""The workers of one training on this machine: processes with a GPU each or, without GPUs, with cores of their own.
 
-    python tools/launch.py --workers 2 -- python main.py --config market.yaml
-
-When a worker fails, all end. Ctrl-C and SIGTERM stop all after the current step, with a checkpoint. The exit code is
-that of the first worker that failed, or 0.
+When a worker fails, all end. Ctrl-C and SIGTERM stop all after the current step, with a checkpoint.
 """
 import json
 import os
@@ -15,22 +12,26 @@ import sys
 import threading
 import time
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from common.errors import UserError
 
-from common.errors import Parser, UserError, run, whole_number
-
+WORKER = "VUNET_WORKER"  # in the environment of the workers that `launch` starts
 TO_NOTICE = 5.0  # seconds in which the workers end by themselves when one has failed
 TO_SAVE = 20.0  # seconds from SIGTERM to SIGKILL
 
 
-def main(argv=None):
-    options = parse_options(argv)
-    environments = make_environments(options.workers)
+def launch(command, n_workers):
+    """Runs a command, a list of words, in n workers; returns the exit code of the first that failed, or 0.
+
+    n_workers: 0 for one per GPU or, without GPUs, a single one. Raises UserError.
+    """
+    if os.environ.get("TF_CONFIG", "").strip():
+        raise UserError("--workers: expected no TF_CONFIG beside it, which names the workers too")
+    environments = make_environments(n_workers)
     try:
-        workers = [start(options.command, worker, options.workers, environment)
+        workers = [start(command, worker, len(environments), environment)
                    for worker, environment in enumerate(environments)]
     except OSError as error:
-        raise UserError(f"{options.command[0]}: cannot be started: {error.strerror}")
+        raise UserError(f"{command[0]}: cannot be started: {error.strerror}")
     stopper = Stopper(workers)
     signal.signal(signal.SIGINT, stopper)
     signal.signal(signal.SIGTERM, stopper)
@@ -39,18 +40,12 @@ def main(argv=None):
     return wait(workers, stopper)
 
 
-def parse_options(argv):
-    parser = Parser(description=__doc__.split("\n")[0], usage="%(prog)s --workers N -- COMMAND ...")
-    parser.add_argument("--workers", type=whole_number(1000), required=True, metavar="N")
-    parser.add_argument("command", nargs="+", metavar="COMMAND")
-    return parser.parse_args(argv)
-
-
 # ---------------------------------------------------------------------------------------------- what workers need
 
 def make_environments(n_workers):
     """The environment variables of each worker, a list of dicts: TF_CONFIG, and its GPU. Raises UserError."""
     gpus = find_gpus()
+    n_workers = n_workers or max(1, len(gpus))
     if gpus and len(gpus) < n_workers:
         raise UserError(f"--workers: expected at most {len(gpus)}, one for each GPU, found {n_workers}")
     addresses = [f"127.0.0.1:{port}" for port in free_ports(n_workers)]
@@ -58,6 +53,7 @@ def make_environments(n_workers):
     for worker in range(n_workers):
         config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": worker}}
         environment = dict(os.environ, TF_CONFIG=json.dumps(config))
+        environment[WORKER] = str(worker)
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = gpus[worker]
         environments.append(environment)
@@ -172,6 +168,3 @@ def first_failure(workers):
     """The exit code of the first worker that has failed, or 0."""
     return next((worker.returncode for worker in workers if worker.poll()), 0)
 
-
-if __name__ == "__main__":
-    sys.exit(run(main))
