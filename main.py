@@ -191,7 +191,7 @@ def train(options, config):
                 test_batch = load.batch(test_order.batch(0))
                 run = stack.enter_context(Run(options.log_dir, config))
                 run.write(DETAILS, details_of(index, config))
-                cluster.note_loss_with(run.log)
+                cluster.log_with(run.log)
                 if validation is not None:
                     stack.enter_context(validation.of_training(run, saver, session))
                 origin = f", from {checkpoint.name}" if checkpoint else ""

@@ -17,7 +17,7 @@ import main
 from batches import BatchOrder
 from common.errors import UserError
 from training.checkpoints import Checkpoint, find_checkpoint
-from training.cluster import read_tf_config
+from training.cluster import buckets, read_tf_config, uses_nccl
 from training.workers import free_ports, make_environments
 
 TINY = {"spatial_size": 8, "drop_prob": 0.0}  # what is tested here takes processes, not networks
@@ -63,6 +63,22 @@ def test_workers_share_every_pass_between_them():
     np.testing.assert_array_equal(np.concatenate([order.batch(2) for order in orders]), one.batch(2))
 
 
+def test_gradients_are_averaged_in_buckets_of_about_one_size():
+    with tf.Graph().as_default():
+        tensors = [tf.zeros(size) for size in (10, 10, 10, 10, 30, 5, 5)]
+        found = [[tensor.shape.num_elements() for tensor in bucket] for bucket in buckets(tensors)]
+    assert found == [[10, 10], [10, 10], [30], [5, 5]]
+    assert buckets([tensors[0]]) == [[tensors[0]]]
+
+
+def test_nccl_is_for_gpus(monkeypatch):
+    with pytest.raises(UserError, match="collectives: nccl: expected a GPU"):
+        uses_nccl("nccl")
+    assert not uses_nccl("auto")
+    monkeypatch.setattr("training.cluster.has_gpu", lambda: True)
+    assert uses_nccl("auto") and uses_nccl("nccl") and not uses_nccl("ring")
+
+
 def launch(folder, n, *options):
     command = [sys.executable, os.path.join(ROOT, "main.py"), "--workers", str(n)] + [str(word) for word in options]
     return subprocess.Popen(command, cwd=str(folder), stdout=subprocess.PIPE,
@@ -85,7 +101,9 @@ def test_two_workers_make_the_gradients_of_one_with_twice_the_batch(small_config
         process = launch(folder, n, "--config", config)
         stdout, stderr = process.communicate(timeout=200)
         assert process.returncode == 0, stderr
-        assert len(glob.glob(str(folder / "log" / "*"))) == 1  # worker 0's
+        run, = glob.glob(str(folder / "log" / "*"))  # worker 0's
+        with open(os.path.join(run, "log.txt")) as file:
+            assert ("2 workers average their gradients by ring" in file.read()) == (n == 2)
         assert glob.glob(str(folder / "log" / "*" / "checkpoints" / "best-1.index"))
         results[n] = moments(folder)
     assert len(results[1]) > 100 and set(results[1]) == set(results[2])

@@ -33,6 +33,7 @@ SILENCE = 30  # seconds without one after which a worker is given up
 PATIENCE = 600  # seconds that workers may start apart from one another
 ALIVE, DONE = b".", b"!"
 LOST = 3  # exit code of a worker that lost another
+N_BUCKETS = 4  # of gradients: averages of the last layers' hide behind the backward pass through the first
 OWN_ERRORS = (tf.errors.ResourceExhaustedError, tf.errors.InvalidArgumentError)  # not from another worker's end
 
 
@@ -46,7 +47,7 @@ class Alone:
         return contextlib.nullcontext()
 
     def average(self, tensors):
-        """The means over all workers of float32 tensors."""
+        """The means over all workers of float32 tensors: gradients, in the order of the layers."""
         return tensors
 
     def from_worker_0(self, tensors):
@@ -56,8 +57,8 @@ class Alone:
     def raise_if_lost(self, error):
         """Raises UserError where an error of TensorFlow's comes from another worker's end."""
 
-    def note_loss_with(self, note):
-        """Has note(line) called before this process ends because another worker was lost."""
+    def log_with(self, log):
+        """Calls log(line) with how gradients are averaged and, before this process ends, with who was lost."""
 
     def leave(self):
         """Says good-bye, so that the others do not miss this worker."""
@@ -72,6 +73,8 @@ class Cluster:
     def __init__(self, addresses, worker, config):
         self.worker, self.n_workers = worker, len(addresses)
         self.options = session_options(config)
+        self._uses_nccl = uses_nccl(config["collectives"])
+        self.options.experimental.collective_nccl = self._uses_nccl
         self.options.experimental.collective_group_leader = "/job:worker/replica:0/task:0"
         self.options.device_filters.append(f"/job:worker/task:{worker}")
         try:
@@ -89,7 +92,12 @@ class Cluster:
         return tf.device(f"/job:worker/replica:0/task:{self.worker}/device:{kind}:0")
 
     def average(self, tensors):
-        return self._reduce(tensors, "Div")
+        averages, before = [], []
+        for bucket in buckets(tensors[::-1]):  # backward passes begin with the last layers
+            with tf.control_dependencies(before):  # the same order on all workers, or NCCL would hang
+                averages += self._reduce(bucket, "Div")
+            before = [averages[-1].op]
+        return averages[::-1]
 
     def from_worker_0(self, tensors):
         """Worker 0's values of float32 tensors."""
@@ -113,11 +121,31 @@ class Cluster:
         time.sleep(2 * BEAT)  # for the pulse to find out who is gone, and to end this process
         raise UserError(f"worker {self.worker}: averaging with the others failed: {reason(error)}")
 
-    def note_loss_with(self, note):
-        self._pulse.note = note
+    def log_with(self, log):
+        log(f"{self.n_workers} workers average their gradients by {'NCCL' if self._uses_nccl else 'ring'}")
+        self._pulse.note = log
 
     def leave(self):
         self._pulse.leave()
+
+
+def uses_nccl(collectives):
+    """Whether GPUs average by NCCL, for a value of the config key. Raises UserError where this worker has no GPU."""
+    if collectives == "nccl" and not has_gpu():
+        raise UserError("collectives: nccl: expected a GPU, found none; ring serves CPUs too")
+    return collectives != "ring" and has_gpu()
+
+
+def buckets(tensors, n=N_BUCKETS):
+    """Splits tensors of known shapes, in order, into at most n lists of about the same size."""
+    sizes = [tensor.shape.num_elements() for tensor in tensors]
+    limit, result, filled = sum(sizes) / n, [[]], 0
+    for tensor, size in zip(tensors, sizes):
+        if filled >= limit * len(result):
+            result.append([])
+        result[-1].append(tensor)
+        filled += size
+    return result
 
 
 def join_cluster(config):

@@ -74,6 +74,7 @@ KEYS = {
     # speed
     "precision": Key("float32 or mixed", lambda value: value in ("float32", "mixed"), "float32"),
     "xla": Key("true or false", lambda value: isinstance(value, bool), False),
+    "collectives": Key("auto, ring or nccl", lambda value: value in ("auto", "ring", "nccl"), "auto"),
     # perceptual loss
     "feature_layers": Key("a list of layers of VGG19", lambda value: isinstance(value, list) and bool(value)),
     "feature_weights": _WEIGHTS,
