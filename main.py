@@ -24,6 +24,7 @@ import os
 import shlex
 import signal
 import sys
+import tempfile
 import time
 
 from common.console import progress_bar, quiet_stderr
@@ -44,11 +45,13 @@ from inference.validation import Validation
 from training.checkpoints import CheckpointSaver
 from training.cluster import join_cluster
 from training.config import load_config, setting
+from training.cost import TimeUse, as_time, forecast, peak_memory
 from training.curves import save_result
-from training.graphs import Renderer, TrainingGraph
+from training.graphs import Renderer, TrainingGraph, next_batch
 from training.runs import Run, tile, to_uint8, transfer_grid
 from training.workers import WORKER, launch
 
+DRY_STEPS = 5  # enough for a mean of those after the first
 MAX_OVERFLOWS = 50  # more than it takes the scale of float16's loss to come down to 1
 
 
@@ -83,10 +86,21 @@ def parse_options(argv):
                         help="checkpoint prefix, checkpoints folder, run folder, network file or URL of an archive")
     parser.add_argument("--best", action="store_true", help="of the run's checkpoints, the one with the highest score "
                                                             "(see eval_freq) instead of the newest")
+    parser.add_argument("--dry-run", action="store_true",
+                        help="train: do everything once and print what the training will cost; nothing is left behind")
     parser.add_argument("--workers", type=whole_number(1000, least=0), metavar="N",
                         help="train: so many processes of this machine, each with a GPU or some cores; 0: one per GPU")
     parser.add_argument("--retrain", action="store_true", help="train: keep the checkpoint's weights and, where it has "
                                                                "them, moments, but start at step 0 again")
+    add_picture_options(parser)
+    add_other_options(parser)
+    options = parser.parse_args(argv)
+    check_options(parser, options)
+    return options
+
+
+def add_picture_options(parser):
+    """Options of the modes that make pictures."""
     parser.add_argument("--batches", type=whole_number(1000000), metavar="N",
                         help="transfer, test: how many batches of the test split to render (10)")
     parser.add_argument("--appearance", nargs="+", metavar="IMAGE",
@@ -105,6 +119,10 @@ def parse_options(argv):
     parser.add_argument("--fps", type=whole_number(50), metavar="N", help="animate: frames per second (25)")
     parser.add_argument("--seconds_per_pose", type=number_above_0(3600), metavar="S",
                         help="animate: time from one pose to the next (0.5)")
+
+
+def add_other_options(parser):
+    """Options of evaluate, export and page."""
     parser.add_argument("--every", action="store_true",
                         help="evaluate: all checkpoints of the run, as a table and a picture")
     parser.add_argument("--save", action="store_true", help="evaluate: save the pictures too")
@@ -118,15 +136,12 @@ def parse_options(argv):
     parser.add_argument("--metrics", metavar="FILE", help="export: evaluate's metrics.json, to go into the file")
     parser.add_argument("--host", metavar="ADDRESS", help="page: the address to serve it on (127.0.0.1)")
     parser.add_argument("--port", type=whole_number(65535), metavar="N", help="page: the port to serve it on (8000)")
-    options = parser.parse_args(argv)
-    check_options(parser, options)
-    return options
 
 
 def check_options(parser, options):
     """Refuses options that do not go together."""
     for name, modes in MODES_OF_OPTIONS.items():
-        if getattr(options, name) not in (None, False) and options.mode not in modes:
+        if getattr(options, name.replace("-", "_")) not in (None, False) and options.mode not in modes:
             parser.error(f"--{name} goes with --mode {' or '.join(modes)}")
     for name in ("appearance", "pose"):
         if options.mode == "animate" and getattr(options, name) is None:
@@ -156,25 +171,47 @@ def page(options, config):
 # ---------------------------------------------------------------------------------------------- training
 
 def train(options, config):
+    with contextlib.ExitStack() as stack:
+        if options.dry_run:
+            options.log_dir = stack.enter_context(scratch_folder(options.log_dir))
+        return run_training(options, config)
+
+
+@contextlib.contextmanager
+def scratch_folder(log_dir):
+    """A new folder in log_dir, which goes, as log_dir does if it was not there. Raises UserError."""
+    was_there = os.path.isdir(log_dir)
+    try:
+        os.makedirs(log_dir, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="dry-run-", dir=log_dir) as folder:
+            yield folder
+        if not was_there:
+            os.removedirs(log_dir)
+    except OSError as error:
+        raise UserError(f"--log_dir: cannot make a folder in {log_dir}: {error.strerror}")
+
+
+def run_training(options, config):
     index = open_index(config)
     load = make_loader(index, config)
     index.usable("test")  # before a cluster forms, bad input has been found
     checkpoint = start_of(options)
     first_step = 0 if checkpoint is None or options.retrain else checkpoint.step()
     validation = Validation(config, load, checkpoint, first_step) if config["eval_freq"] else None
-    n_steps = config["lr_decay_end"] - first_step
-    if n_steps <= 0:
+    end = config["lr_decay_end"]
+    if end <= first_step:
         print(f"nothing left to train: {checkpoint.name} is at step {first_step}, and training ends at lr_decay_end "
-              f"{config['lr_decay_end']}")
+              f"{end}")
         return 0
+    last_step = min(end, first_step + DRY_STEPS) if options.dry_run else end
     vgg_weights = load_weights(config["vgg_weights"], config["feature_layers"])
     cluster = join_cluster(config)
     order = BatchOrder(index.usable("train"), config["batch_size"], config["seed"],
                        worker=cluster.worker, n_workers=cluster.n_workers)
 
     with tf.Graph().as_default(), cluster.device():
-        iterator = tf.data.make_initializable_iterator(pipeline(load, order, first_step, n_batches=n_steps))
-        graph = TrainingGraph(config, iterator.get_next(), load.shapes(), vgg_weights, cluster=cluster)
+        start_input, batch, waiting = next_batch(pipeline(load, order, first_step, n_batches=last_step - first_step))
+        graph = TrainingGraph(config, batch, load.shapes(), vgg_weights, cluster=cluster, waiting=waiting)
         del vgg_weights  # 80 MB
         saver = CheckpointSaver(graph.saved_variables())
         has_weights_only = checkpoint is not None and not checkpoint.has_moments()
@@ -184,26 +221,32 @@ def train(options, config):
             first_images = order.front(config["init_batches"] * config["batch_size"])
             set_weights(session, graph, restorer, checkpoint, retrain=options.retrain,
                         make_init_batch=lambda: load.batch(first_images))
-            session.run(iterator.initializer)
+            session.run(start_input)
             run = test_batch = None
             if cluster.worker == 0:  # the run folder comes last of all, so that bad input leaves none behind
-                test_order = BatchOrder(index.usable("test"), config["batch_size"], config["seed"])
-                test_batch = load.batch(test_order.batch(0))
-                run = stack.enter_context(Run(options.log_dir, config))
-                run.write(DETAILS, details_of(index, config))
-                cluster.log_with(run.log)
+                test_batch = load.batch(BatchOrder(index.usable("test"), config["batch_size"], config["seed"]).batch(0))
+                run = start_run(stack, options, config, index, cluster)
                 if validation is not None:
                     stack.enter_context(validation.of_training(run, saver, session))
                 origin = f", from {checkpoint.name}" if checkpoint else ""
-                run.say(f"training from step {first_step} to {config['lr_decay_end']}{origin}; "
-                        f"pictures and checkpoints: {run.folder}")
+                run.say(f"training from step {first_step} to {end}{origin}; pictures and checkpoints: {run.folder}")
             trainer = Trainer(config=config, session=session, graph=graph, saver=saver, load=load, run=run,
                               test_batch=test_batch, validation=validation)
-            stopped_by = trainer.train(first_step)
+            stopped_by = trainer.train(first_step, last_step)
             cluster.leave()
-            if run is not None:
+            if run is not None and options.dry_run:
+                trainer.forecast(first_step)
+            elif run is not None:
                 finish(trainer, options, index, stopped_by)
     return 128 + stopped_by if stopped_by else 0
+
+
+def start_run(stack, options, config, index, cluster):
+    """The Run of a training, which ends with the stack."""
+    run = stack.enter_context(Run(options.log_dir, config, silent=options.dry_run))
+    run.write(DETAILS, details_of(index, config))
+    cluster.log_with(run.log)
+    return run
 
 
 def start_of(options):
@@ -270,11 +313,12 @@ class Trainer:
         self.run, self.test_batch, self.validation, self.transfers = run, test_batch, validation, None
         self.renderer = Renderer(graph.rendering, session)
         self.check = FiniteCheck(graph.may_overflow)
-        self.images, self.seconds = 0, 0.0  # trained on since the last log
+        self.time_use, self.memory_before = TimeUse(), peak_memory()
+        self.steps, self.seconds, self.waited = 0, 0.0, 0.0  # since the last log
 
-    def train(self, step):
-        """Trains from `step` to lr_decay_end, or to a SIGINT or SIGTERM, whose number it returns."""
-        end, batch_size = self.config["lr_decay_end"], self.config["batch_size"]
+    def train(self, step, end):
+        """Trains from one step to another, or to a SIGINT or SIGTERM, whose number it returns."""
+        batch_size = self.config["batch_size"]
         bar = progress_bar(total=end * batch_size, initial=step * batch_size, unit="image", unit_scale=True,
                            disable=self.run is None)
         stopping = False
@@ -288,11 +332,11 @@ class Trainer:
                 if self.run is None:
                     continue
                 if log_now:
-                    self.log(step, scalars, batch)
+                    self.log(step, scalars, batch, end - step)
                 if step % self.config["test_freq"] == 0:
                     self.draw_tests(step)
                 if self.validation and step % self.config["eval_freq"] == 0:
-                    self.validation.measure(step, self.renderer)
+                    self.measure(step)
                 if step % self.config["ckpt_freq"] == 0:
                     self.save(step)
         if self.run is not None:
@@ -301,7 +345,8 @@ class Trainer:
             if not stopping and step % self.config["test_freq"]:
                 self.draw_tests(step)
             if not stopping and self.validation and step % self.config["eval_freq"]:
-                self.validation.measure(step, self.renderer)
+                self.measure(step)
+            self.run.say(self.time_use.summary())
         return (signals.number or signal.SIGTERM) if stopping else 0
 
     def train_step(self, step, with_batch, signals):
@@ -320,20 +365,37 @@ class Trainer:
             saved = "" if self.run is None else f" (step {step} is saved: {self.save(step)})"
             raise UserError(f"{self.load.failure}{saved}")
         self.check(step, scalars)
-        self.seconds += time.time() - start
-        self.images += self.config["batch_size"] * self.graph.cluster.n_workers
+        self.note_step(time.time() - start, scalars["input_s"])
         if self.graph.cluster.n_workers == 1:
             stopping = signals.number != 0  # also where the signal came during the step
         return scalars, batch, stopping
 
-    def log(self, step, scalars, batch):
-        """Scalars, distributions and pictures of the training batch and, named `valid`, of the test batch."""
-        self.draw("", step, batch)
-        valid = self.draw("valid_", step, self.test_batch)
-        scalars = dict(scalars, global_step=step, images_per_s=self.images / self.seconds)
-        scalars.update((name + "_valid", value) for name, value in dict(valid, global_step=step).items())
-        self.run.scalars(step, scalars)
-        self.images, self.seconds = 0, 0.0
+    def note_step(self, seconds, waited):
+        """Counts one step's time, of which the first is not like the others: TensorFlow optimises the graph in it."""
+        is_first = not self.time_use.times
+        self.time_use.add("start" if is_first else "steps", seconds)
+        self.steps, self.seconds, self.waited = self.steps + 1, self.seconds + seconds, self.waited + waited
+
+    def log(self, step, scalars, batch, n_left):
+        """Scalars, distributions and pictures of the training batch and, named `valid`, of the test batch.
+
+        n_left: how many steps are left.
+        """
+        with self.time_use.of("logging"):
+            self.draw("", step, batch)
+            valid = self.draw("valid_", step, self.test_batch)
+            step_s = self.seconds / self.steps
+            rate = self.config["batch_size"] * self.graph.cluster.n_workers / step_s
+            share, memory, left = self.waited / self.seconds, peak_memory() / 1e9, n_left * step_s
+            scalars = dict(scalars, global_step=step, step_s=step_s, images_per_s=rate, input_share=share,
+                           memory_gb=memory, left_s=left)
+            scalars.update((name + "_valid", value) for name, value in dict(valid, global_step=step).items())
+            self.run.scalars(step, scalars)
+            line = (f"step {step}: loss {scalars['loss']:.4g}, KL {scalars['kl_loss']:.4g}, {step_s:.3g} s/step, "
+                    f"{rate:.3g} images/s, {100 * share:.1f} % waiting for input, {memory:.2f} GB")
+            is_typical = self.time_use.times["steps"] > 0  # the first step says nothing of the others
+            self.run.say(f"{line}, {as_time(left)} left" if is_typical else line)
+            self.steps, self.seconds, self.waited = 0, 0.0, 0.0
 
     def draw(self, prefix, step, batch):
         """Pictures, stick figures, reconstructions and prior samples of a batch; returns its losses."""
@@ -349,16 +411,30 @@ class Trainer:
 
     def draw_tests(self, step):
         """Prior samples and the transfer grid of the test batch."""
-        samples = self.renderer.sample(self.test_batch.shape_image, step)
-        self.run.picture("testing_cond", tile(self.test_batch.shape_image), step)
-        self.run.picture("testing_test_sample", tile(to_uint8(samples)), step)
-        cells = to_uint8(self.renderer.transfers(self.test_batch, self.test_batch.shape_image))
-        self.transfers = transfer_grid(self.test_batch.shape_image, self.test_batch.image, cells)
-        self.run.picture("transfer", self.transfers, step)
+        with self.time_use.of("pictures"):
+            samples = self.renderer.sample(self.test_batch.shape_image, step)
+            self.run.picture("testing_cond", tile(self.test_batch.shape_image), step)
+            self.run.picture("testing_test_sample", tile(to_uint8(samples)), step)
+            cells = to_uint8(self.renderer.transfers(self.test_batch, self.test_batch.shape_image))
+            self.transfers = transfer_grid(self.test_batch.shape_image, self.test_batch.image, cells)
+            self.run.picture("transfer", self.transfers, step)
+
+    def measure(self, step):
+        """Figures of the test split."""
+        with self.time_use.of("evaluation"):
+            self.validation.measure(step, self.renderer)
 
     def save(self, step):
         """Saves a checkpoint; returns its prefix."""
-        return self.saver.save(self.session, self.run.checkpoints, step)
+        with self.time_use.of("checkpoints"):
+            return self.saver.save(self.session, self.run.checkpoints, step)
+
+    def forecast(self, first_step):
+        """Prints what the whole training will cost, from one that has done everything once."""
+        n_steps = self.config["lr_decay_end"] - first_step
+        for line in forecast(self.config, n_steps, graph=self.graph, time_use=self.time_use, run=self.run,
+                             memory_before=self.memory_before, n_workers=self.graph.cluster.n_workers):
+            print(line)
 
 
 class FiniteCheck:
@@ -408,7 +484,7 @@ MODES = {"train": train, "evaluate": evaluate, "transfer": transfer, "animate": 
          "export": export, "page": page}
 # Options that not all modes have.
 MODES_OF_OPTIONS = {
-    "retrain": ("train",), "workers": ("train",),
+    "retrain": ("train",), "workers": ("train",), "dry-run": ("train",),
     "batches": ("transfer", "test"), "appearance": ("transfer", "animate"),
     "pose": ("transfer", "animate"), "person": ("transfer", "animate"), "mix": ("transfer", "animate"),
     "aspect": ("transfer", "animate"), "fps": ("animate",), "seconds_per_pose": ("animate",), "save": ("evaluate",),

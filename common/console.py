@@ -48,3 +48,12 @@ def _quiet():
 def progress_bar(items=None, **settings):
     """A tqdm bar; prints every ten seconds where stderr is no terminal."""
     return tqdm(items, mininterval=0.2 if sys.stderr.isatty() else 10, **settings)
+
+
+def print_beside_bars(line):
+    """Prints a line on stdout; bars on the same terminal step aside."""
+    if sys.stderr.isatty():
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
+    else:
+        print(line, flush=True)

@@ -163,12 +163,19 @@ def is_bags(n_images, extra):
             and people == [number // THINGS_PER_LOOK for number in range(n_images)])
 
 
+def _error(picture, look, outline):
+    """(the error of each pixel of a picture in [-1, 1], where the thing is), (64, 64) both."""
+    truth, mask = draw(look, outline)
+    return np.abs(picture - (truth / 127.5 - 1)).mean(axis=-1), mask
+
+
 def transfer_errors(render, usable, seed, *, n=200, n_mean=32):
     """Mean absolute errors of transfers of held-out looks to held-out bags, of values in [-1, 1], by name.
 
     Over the thing's pixels in the true drawing: "bag to bag" and "shoe to bag", and "mean appearance", the error of the
     mean of n_mean training looks in the same outlines. Outside of it: "shows through", within the outline of the thing
-    that gave the look, for both kinds of transfers, and "around", of reconstructions.
+    that gave the look, for both kinds of transfers; "beside", of reconstructions at the same pixels; "outside", of
+    reconstructions at all pixels, most of which are far from any edge.
 
     render(appearances, shapes): pictures (n, 64, 64, 3) in [-1, 1] of these images' looks in these images' outlines.
     usable: {"train": image numbers, "test": image numbers}.
@@ -178,23 +185,28 @@ def transfer_errors(render, usable, seed, *, n=200, n_mean=32):
     targets = random.choice(bags, n)
     training = [make_look(seed, number // THINGS_PER_LOOK) for number in random.choice(usable["train"], n_mean)]
     errors = collections.defaultdict(list)
+    outlines = [make_outline(seed, number) for number in targets]
+    reconstructions = np.clip(render(targets, targets), -1, 1)
+    of_reconstructions, outside = [], []
+    for picture, target, outline in zip(reconstructions, targets, outlines):
+        error, mask = _error(picture, make_look(seed, target // THINGS_PER_LOOK), outline)
+        of_reconstructions.append(error)
+        outside.append(error[~mask].mean())
+    errors["outside"] = outside
     for kind, things in (("bag to bag", bags), ("shoe to bag", shoes)):
         sources = random.choice(things, n)
         pictures = np.clip(render(sources, targets), -1, 1)
-        for picture, source, target in zip(pictures, sources, targets):
-            truth, mask = draw(make_look(seed, source // THINGS_PER_LOOK), make_outline(seed, target))
-            error = np.abs(picture - (truth / 127.5 - 1)).mean(axis=-1)
+        for picture, source, outline, of_reconstruction in zip(pictures, sources, outlines, of_reconstructions):
+            look = make_look(seed, source // THINGS_PER_LOOK)
+            error, mask = _error(picture, look, outline)
             errors[kind].append(error[mask].mean())
-            of_source = draw(make_look(seed, 0), make_outline(seed, source))[1]
-            if (of_source & ~mask).any():
-                errors["shows through"].append(error[of_source & ~mask].mean())
+            revealed = draw(look, make_outline(seed, source))[1] & ~mask
+            if revealed.any():
+                errors["shows through"].append(error[revealed].mean())
+                errors["beside"].append(of_reconstruction[revealed].mean())
             if kind == "bag to bag":
-                mean = np.mean([draw(look, make_outline(seed, target))[0] for look in training], axis=0)
-                errors["mean appearance"].append(np.abs(mean - truth)[mask].mean() / 127.5)
-    pictures = np.clip(render(targets, targets), -1, 1)
-    for picture, target in zip(pictures, targets):
-        truth, mask = draw(make_look(seed, target // THINGS_PER_LOOK), make_outline(seed, target))
-        errors["around"].append(np.abs(picture - (truth / 127.5 - 1))[~mask].mean())
+                mean = np.mean([draw(other, outline)[0] for other in training], axis=0)
+                errors["mean appearance"].append(_error(mean / 127.5 - 1, look, outline)[0][mask].mean())
     return {name: float(np.mean(values)) for name, values in errors.items()}
 
 

@@ -457,8 +457,8 @@ def report_bags(index, run, *, load, renderer):
         run.say(f"transfer error on held-out bags, {kind}: {errors[kind]:.3f}; of the mean training appearance: "
                 f"{of_mean:.3f} (ratio {errors[kind] / of_mean:.3f})")
     run.say(f"error of transfers within the outline of the thing that gave the look, but outside of the bag: "
-            f"{errors['shows through']:.4f}; of reconstructions outside of the bag: {errors['around']:.4f} (ratio "
-            f"{errors['shows through'] / errors['around']:.2f})")
+            f"{errors['shows through']:.4f}; of reconstructions at the same pixels: {errors['beside']:.4f} (ratio "
+            f"{errors['shows through'] / errors['beside']:.2f}); anywhere outside of the bag: {errors['outside']:.4f}")
     run.say(f"spread of the colours of samples: {of_samples:.3f}; of true looks: {of_truth:.3f} (ratio "
             f"{of_samples / of_truth:.2f})")
 

@@ -423,3 +423,32 @@ def test_the_toy_config_trains_and_reports_its_transfer_error(toy, tmp_path, cap
                        r"\(ratio [.\d]+\); of a wrong person: ([.\d]+)", capsys.readouterr().out)
     transfer, mean, wrong = (float(report.group(i)) for i in (1, 2, 3))
     assert transfer > 0.1 and 0.2 < mean < wrong < 1
+
+
+def test_a_dry_run_says_what_a_training_costs_and_leaves_nothing(small_config, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    config = small_config(lr_decay_end=1000, eval_freq=100, eval_images=2)
+    before = sorted(str(path) for path in tmp_path.rglob("*"))
+    assert exit_code(main, "--config", config, "--dry-run") == 0
+    assert sorted(str(path) for path in tmp_path.rglob("*")) == before
+    out = capsys.readouterr().out
+    total, parts = re.search(r"^parameters: ([\d,]+) \((.*)\)$", out, re.MULTILINE).groups()
+    assert sum(int(n.replace(",", "")) for n in re.findall(r"[\d,]*\d", parts)) == int(total.replace(",", "")) > 0
+    for line in (r"a step: [\d.,]+ GFLOP, [\d.e-]+ s, [\d.e+]+ images/s, [\d.e+-]+ GFLOP/s",
+                 r"memory: [\d.]+ GB; the largest batch that fits is about \d+",
+                 r"disk: [\d,]+ MB a checkpoint, about [\d.]+ GB the whole run",
+                 r"time: about [\d:]+ for 1000 steps, \d+ % of it in them"):
+        assert re.search(f"^{line}$", out, re.MULTILINE), out
+    assert "training from" not in out
+    assert exit_code(main, "--config", small_config(data_index="no.p"), "--dry-run") == 2
+    assert exit_code(main, "--config", config, "--dry-run", "--log_dir", "/dev/null/log") == 2
+
+
+def test_a_training_says_how_it_goes_and_where_its_time_went(trained):
+    log = (trained[0] / "log.txt").read_text()
+    assert re.search(r" step 4: loss \d\S*, KL \d\S*, \S+ s/step, \S+ images/s, \S+ % waiting for input, \S+ GB, "
+                     r"0:00 left\n", log), log
+    for name in ("step_s", "images_per_s", "input_share", "memory_gb", "left_s"):
+        assert re.search(rf" {name}: [\d.e-]+\n", log)
+    shares = re.search(r" [\d:]+ in all: (.*)\n", log).group(1)
+    assert set(re.findall("[a-z]+", shares)) == {"start", "steps", "logging", "pictures", "checkpoints"}

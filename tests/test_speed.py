@@ -15,9 +15,9 @@ from dataset.index import Index
 from dataset.toy import make_data_set
 from deeploss import load_weights
 from tools import benchmark
-from tools.benchmark import count_flop, needed_by
 from training.checkpoints import find_checkpoint
 from training.config import dump_config, load_config
+from training.cost import count_flop, needed_by
 from training.graphs import TrainingGraph, placeholders
 
 IS_TF1 = tf.__version__.startswith("1.")

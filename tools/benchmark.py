@@ -11,7 +11,6 @@ If the config's data or VGG19's weights are missing, made-up data and random wei
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -38,6 +37,7 @@ from dataset.pickles import dump_index
 from deeploss import load_weights
 from inference.evaluation import Comparison, Evaluation
 from training.config import load_config, setting
+from training.cost import count_flop, peak_memory
 from training.graphs import Renderer, TrainingGraph, make_rendering_tensors
 
 MATRIX_SIZE = 4096
@@ -96,7 +96,7 @@ def benchmark_step(config, options, folder):
             timed(session, [graph.scalars, graph.update])
             after_first = time.time() - STARTED
             timed(session, [graph.scalars, graph.update])
-            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+            memory = peak_memory() / 1e9
             session.run(product.initializer)
             timed(session, product.op)
             steps, waits, products = [], [], []
@@ -132,41 +132,6 @@ class MatrixProduct:
         self.initializer = a.initializer
         self.op = tf.matmul(a, a).op
         self.gflop = 2e-9 * size**3
-
-
-def count_flop(op):
-    """Floating-point operations of convolutions and matrix products that running `op` takes, from their shapes."""
-    return sum(_flop_of(needed) for needed in needed_by(op))
-
-
-def needed_by(op):
-    """The set of operations that running `op` runs, including itself."""
-    todo, seen = [op], {op}
-    while todo:
-        op = todo.pop()
-        for before in [tensor.op for tensor in op.inputs] + list(op.control_inputs):
-            if before not in seen:
-                seen.add(before)
-                todo.append(before)
-    return seen
-
-
-def _flop_of(op):
-    """Twice the multiplications: for convolutions, pixels of the smaller (strided) side x size of the kernel."""
-    def size(tensor, *axes):
-        return int(np.prod([int(tensor.shape[axis]) for axis in axes]))
-
-    if op.type == "Conv2D":
-        return 2 * size(op.outputs[0], 0, 1, 2) * size(op.inputs[1], 0, 1, 2, 3)
-    if op.type == "Conv2DBackpropInput":  # kernel, gradient
-        return 2 * size(op.inputs[2], 0, 1, 2) * size(op.inputs[1], 0, 1, 2, 3)
-    if op.type == "Conv2DBackpropFilter":
-        return 2 * size(op.inputs[2], 0, 1, 2) * size(op.outputs[0], 0, 1, 2, 3)
-    if op.type in ("MatMul", "BatchMatMul", "BatchMatMulV2"):
-        is_transposed = op.get_attr("transpose_a" if op.type == "MatMul" else "adj_x")
-        summed = op.inputs[0].shape.as_list()[-2 if is_transposed else -1]
-        return 2 * int(np.prod(op.outputs[0].shape.as_list())) * int(summed)
-    return 0
 
 
 # ---------------------------------------------------------------------------------------------- the input pipeline

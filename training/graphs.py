@@ -21,6 +21,16 @@ def make_network(config):
                  has_encoder=config["appearance"] != "none")
 
 
+def next_batch(dataset):
+    """(the op that starts a dataset, its next batch, the seconds until that is there)."""
+    iterator = tf.data.make_initializable_iterator(dataset)
+    start = tf.timestamp()
+    with tf.control_dependencies([start]):
+        batch = iterator.get_next()
+    with tf.control_dependencies([batch.has_part]):
+        return iterator.initializer, batch, tf.timestamp() - start
+
+
 class TrainingGraph:
     """Everything that a training needs in the graph; after it is built nothing is added.
 
@@ -28,13 +38,14 @@ class TrainingGraph:
     own batch. Building another copy would take as long as many steps.
 
     config: as from load_config. batch: Examples, a batch of the pipeline. shapes: Examples of the shapes of one image.
-    vgg_weights: arrays as from deeploss.load_weights. cluster: the workers whose gradients are averaged.
+    vgg_weights: arrays as from deeploss.load_weights. cluster: the workers whose gradients are averaged. waiting: the
+    seconds until the batch was there, or None.
 
     scalars: what a step logs, by name. update: the op that takes a step. stop: a scalar to feed, above 0 where this
     worker was told to stop; stopping: whether any was. rendering: RenderingTensors.
     """
 
-    def __init__(self, config, batch, shapes, vgg_weights, *, cluster=ALONE):
+    def __init__(self, config, batch, shapes, vgg_weights, *, cluster=ALONE, waiting=None):
         net, seed, self.cluster = make_network(config), config["seed"], cluster
         with tf.variable_scope(tf.get_variable_scope(), use_resource=True):
             self.step = tf.get_variable("global_step", (), tf.int32, initializer=tf.zeros_initializer(),
@@ -59,6 +70,8 @@ class TrainingGraph:
         self._eval_fetches = dict(self.scalars), decoded.picture, list(posterior.means)
         self._without_dropout = {train_pass.drop_prob: 0.0}
         self.scalars["global_step"] = step
+        if waiting is not None:
+            self.scalars["input_s"] = waiting
         self.model_variables = tf.trainable_variables()
         self.stop = tf.placeholder_with_default(0.0, ())
         self.update, self.stopping = self._adam(config, loss)

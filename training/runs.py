@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from PIL import Image
 
+from common.console import print_beside_bars
 from common.errors import UserError, reason
 from common.names import numbered
 from training.config import dump_config
@@ -27,10 +28,13 @@ class Run:
     with Run("log", config) as run:
         run.say("training")
 
+    silent: whether `say` only logs.
+
     Raises UserError, here and in every method, where the disk does not let it write.
     """
 
-    def __init__(self, log_dir, config):
+    def __init__(self, log_dir, config, silent=False):
+        self._silent = silent
         self.folder = _make_folder(log_dir)
         try:
             self.checkpoints = os.path.join(self.folder, "checkpoints")
@@ -66,8 +70,10 @@ class Run:
     def say(self, line):
         """Adds a line to log.txt and prints it."""
         self.log(line)
+        if self._silent:
+            return
         try:
-            print(line, flush=True)
+            print_beside_bars(line)
         except BrokenPipeError:  # nobody reads on; the log has it
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
