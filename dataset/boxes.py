@@ -46,6 +46,15 @@ def box_around(points, width=None, height=None, aspect=1.0):
     return int(corner[0]), int(corner[1]), int(size[0]), int(size[1])
 
 
+def around_person(joints, *size, aspect=1.0):
+    """(the box around somebody with a torso, their joints in shares of it). size: (width, height) of the photo, if any.
+
+    aspect: the box's width / height.
+    """
+    box = box_around(body(joints), *size, aspect=aspect)
+    return box, shares_of(joints, box)
+
+
 def shares_of(joints, box):
     """Joints (..., 2) in shares of a box, -1 where they are missing or outside."""
     shares = (joints - box[:2]) / np.array(box[2:], float)

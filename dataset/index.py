@@ -13,7 +13,7 @@ import warnings
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from common.errors import UserError, reason, shown
 from dataset.pickles import load_plain
@@ -358,16 +358,20 @@ def read_image(path, size=None, ground=None):
     return decode_image(path, shown(path, 1000), size, ground)
 
 
-def decode_image(file, name, size=None, ground=None):
-    """read_image of a path or an open file, which messages call `name`."""
+def decode_image(file, name, size=None, ground=None, *, max_side=MAX_PIXELS):
+    """read_image of a path or an open file, which messages call `name`; refuses a longer side than max_side too."""
     try:
         with Image.open(file, formats=IMAGE_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"expected at most {MAX_PIXELS} pixels, found {image.width} x {image.height}")
+            if max(image.size) > max_side:
+                raise ValueError(f"expected sides of at most {max_side} pixels, found {image.width} x {image.height}")
             if size is not None:
                 image.draft(None, (2 * size, 2 * size))
             image.load()
             return _to_rgb(image, ground)
+    except UnidentifiedImageError:
+        raise UserError(f"{name}: cannot be read as an image: expected one of {', '.join(IMAGE_FORMATS)}")
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         raise UserError(f"{name}: cannot be read as an image: {reason(error)}")
 

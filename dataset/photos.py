@@ -1,17 +1,24 @@
 """People of one's own photos: one of each photo, with the joints of a JSON file beside it or of the pose model."""
+import collections
+import io
 import os
+import secrets
+import threading
+
+import numpy as np
 
 from common.errors import UserError, shown
 from dataset import index
-from dataset.boxes import as_jpeg, body, box_around, cut_box, shares_of, torso_length
+from dataset.boxes import around_person, as_jpeg, cut_box, torso_length
 from dataset.builder import files_below, in_parallel
-from dataset.index import read_image
+from dataset.index import decode_image, read_image
 from dataset.poses import Estimator, choose, people_beside
 
 JOINTS = index.JOINTS
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm")
 TO_CONVERT = (".heic", ".heif", ".tif", ".tiff")  # photos too, but not read
 MIN_TORSO = 0.15  # in shares of the crop's side
+MAX_BYTES = 2**29  # of the photos that are kept in memory
 
 
 def add_people(builder, options):
@@ -62,7 +69,41 @@ def cut_person(path, estimator, options):
     joints, why = choose(people, options.person)
     if why:
         return len(people), why, None, None
-    square = box_around(body(joints), *image.size)
+    square, shares = around_person(joints, *image.size)
     if torso_length(joints) < MIN_TORSO * square[2]:
         return len(people), f"torso smaller than {100 * MIN_TORSO:.0f} % of the crop", None, None
-    return len(people), None, shares_of(joints, square), as_jpeg(cut_box(image, square, options.size))
+    return len(people), None, shares, as_jpeg(cut_box(image, square, options.size))
+
+
+class Gone(UserError):
+    """A photo that is not here, or no longer."""
+
+
+class Photos:
+    """Photos in memory, as JPEG; the oldest go where they would be too many."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._photos = collections.OrderedDict()
+        self._n_bytes = 0
+
+    def add(self, image):
+        """Keeps a PIL image; returns its id, which nobody can guess."""
+        jpeg, name = as_jpeg(np.asarray(image)), secrets.token_urlsafe(16)
+        with self._lock:
+            self._photos[name] = jpeg
+            self._n_bytes += len(jpeg)
+            while self._n_bytes > MAX_BYTES:
+                self._n_bytes -= len(self._photos.popitem(last=False)[1])
+        return name
+
+    def jpeg(self, name):
+        """The bytes of a photo. Raises Gone."""
+        with self._lock:
+            if not isinstance(name, str) or name not in self._photos:
+                raise Gone(f"photo: {shown(name)}: is not here, or no longer; expected one that was sent")
+            return self._photos[name]
+
+    def image(self, name):
+        """A photo as a PIL image. Raises Gone."""
+        return decode_image(io.BytesIO(self.jpeg(name)), "photo")

@@ -232,6 +232,31 @@ def people_beside(path, size):
     return read_openpose(beside, size)[0] if beside else None
 
 
+# ---------------------------------------------------------------------------------------------- plain JSON
+
+def read_joints(value, name):
+    """Joints (15, 2) float32, in shares of a picture, of a list from JSON, -1 where one is negative.
+
+    name: what messages call it. Raises UserError, also where hips and shoulders are not all there.
+    """
+    is_list = isinstance(value, list) and len(value) == len(JOINTS)
+    if not (is_list and all(isinstance(point, list) and len(point) == 2 for point in value)):
+        raise UserError(f"{name}: expected {len(JOINTS)} pairs of numbers, found {shown(value)}")
+    joints = np.array([[read_number(x, name, -10, 10) for x in point] for point in value], np.float32)
+    joints[joints.min(axis=1) < 0] = -1
+    if not has_torso(joints):
+        raise UserError(f"{name}: expected both hips and both shoulders")
+    return joints
+
+
+def read_number(value, name, low, high):
+    """A number from JSON, at least low and at most high. Raises UserError."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not low <= value <= high:  # not for nan
+        raise UserError(f"{name}: expected a number from {low:g} to {high:g}, found {shown(value)}")
+    return value
+
+
 # ---------------------------------------------------------------------------------------------- whom to take
 
 def is_usable(joints):

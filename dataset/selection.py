@@ -16,7 +16,7 @@ import numpy as np
 from common.console import progress_bar
 from common.errors import UserError, shown
 from common.names import numbered
-from dataset.boxes import body, box_around, cut_box, shares_of
+from dataset.boxes import around_person, cut_box
 from dataset.builder import in_parallel
 from dataset.index import load_image, load_shape, open_index, read_image
 from dataset.photos import EXTENSIONS, TO_CONVERT
@@ -217,8 +217,8 @@ class Finder:
         if why:
             return None, why
         self._note_several(path, people)
-        box = box_around(body(joints), *image.size, aspect=self._aspect())
-        return Member(path, shares_of(joints, box), functools.partial(_load_box, path, box), True), None
+        box, shares = around_person(joints, *image.size, aspect=self._aspect())
+        return Member(path, shares, functools.partial(_load_box, path, box), True), None
 
     def _note(self, path, what):
         self.notes.append(f"{shown(path, 1000)}: {shown(what, 1000)}")
@@ -278,8 +278,7 @@ class Finder:
                     self._note(path, f"left out: {why}")
                     continue
                 self._note_several(path, people)
-                box = box_around(body(joints), aspect=self._aspect())
-                members.append(Member(path, shares_of(joints, box), None, True))
+                members.append(Member(path, around_person(joints, aspect=self._aspect())[1], None, True))
         if not members:
             raise UserError(f"{shown(os.path.dirname(paths[0]), 1000)}: expected people with both hips and both "
                             "shoulders, found none")

@@ -10,6 +10,7 @@ import pickle
 import re
 import shutil
 import socket
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -22,9 +23,10 @@ from PIL import Image
 
 from common.threads import Superseded, Turns
 from dataset.index import J
+from dataset.photos import Photos
 from inference.networks import open_network
 from inference.page.server import make_app
-from inference.page.studio import Photos, Studio
+from inference.page.studio import Studio
 from inference.rendering import restored
 from training.config import load_config
 
@@ -148,6 +150,7 @@ def test_a_drag_becomes_an_animation(client, studio, kind, start):
 
 def test_bad_requests_are_refused_with_one_line(client, studio):
     person, found = {"person": studio.people[0]}, add_photo(client)
+    who = {"photo": found["photo"], "joints": found["people"][0]}
     orders = [{}, {"who": None}, {"who": 3}, {"who": {"person": True}}, {"who": {"person": -1}},
               {"who": {"photo": "x"}}, {"who": {"photo": ["x"]}}, {"who": {"photo": found["photo"]}},
               {"who": dict(person, joints=POSE[:-1])},
@@ -159,17 +162,22 @@ def test_bad_requests_are_refused_with_one_line(client, studio):
               {"who": {"photo": found["photo"], "joints": [[0.5, 0.5]] * 15}}]
     for order in orders:
         response = render(client, **order)
-        assert response.status_code == 400, (order, response.data)
+        assert response.status_code in (400, 410), (order, response.data)
         assert response.data.count(b"\n") == 1 and 10 < len(response.data) < 500
     frames = [{"shape": POSE}]
     for more in ({"frames": [], "format": "gif", "fps": 25}, {"frames": frames, "format": "../x", "fps": 25},
                  {"frames": frames, "format": "gif", "fps": 0}, {"frames": [1], "format": "gif", "fps": 25}):
         assert client.post("/animation", json=dict(more, who=person)).status_code == 400
-    for photos in (None, [], [1], [{"photo": "x"}], [{"photo": found["photo"]}]):
+    for photos in (None, [], [1], [{"photo": found["photo"]}], 501 * [who]):
         assert client.post("/dataset", json={"photos": photos}).status_code == 400
+    assert client.post("/dataset", json={"photos": [{"photo": "x"}]}).status_code == 410
     assert client.post("/render", data="{}", content_type="text/plain").status_code == 400
     assert client.post("/render", data="[" * 100000, content_type="application/json").status_code == 400
-    assert client.post("/photos", data=b"GIF", content_type="image/gif").status_code == 400
+    assert client.post("/render", data=b"{" + b" " * 2**20, content_type="application/json").status_code == 400
+    for photo in (b"GIF", photo_bytes(2000, 2), as_png(np.zeros((9, 9, 3), np.uint8))):
+        response = client.post("/photos", data=photo, content_type="image/gif")
+        assert response.status_code == 400 and b"<_io" not in response.data
+    assert client.post("/photos", data=b"x" * 20000001, content_type="image/png").status_code == 413
     assert client.get("/people/0.jpg").status_code == 400  # an image for training
     for url in ("/../main.py", "/page.py", "/photos/..%2F..%2Fconfig.yaml.jpg", "/people/-1.jpg"):
         assert client.get(url).status_code in (400, 404)
@@ -183,17 +191,39 @@ def test_no_answer_has_a_path_of_the_server(client, studio, monkeypatch, capsys)
     assert "/secret" in capsys.readouterr().err  # for whoever runs it
 
 
+def test_data_sets_at_once_do_not_disturb_each_other(client, studio):
+    found, folder = add_photo(client), os.getcwd()
+    photos = [{"photo": found["photo"], "joints": found["people"][0]}] * 3
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        contents = list(pool.map(lambda _: studio.data_set(photos), range(6)))
+    assert all(len(zipfile.ZipFile(io.BytesIO(content)).namelist()) == 5 for content in contents)
+    assert os.getcwd() == folder
+
+
+def test_long_requests_leave_threads_for_others(studio, monkeypatch):
+    client, enough = make_app(studio, only_local=True).test_client(), threading.Event()
+    monkeypatch.setattr(studio, "data_set", lambda photos: enough.wait(20) and b"")
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        app = client.application
+        busy = [pool.submit(lambda: app.test_client().post("/dataset", json={}).status_code) for _ in range(3)]
+        wait_for(lambda: client.post("/dataset", json={}).status_code == 429)
+        assert client.get("/network").status_code == 200
+        enough.set()
+        assert [one.result() for one in busy] == [200, 200, 200]
+
+
 def test_other_sites_are_kept_out(client):
     assert client.get("/network", headers={"Host": "evil.example"}).status_code == 403
     assert client.get("/network", headers={"Host": "localhost:8000"}).status_code == 200
     assert client.get("/network", headers={"Origin": "http://evil.example"}).status_code == 403
-    assert client.get("/network", headers={"Host": "[::1]:80", "Origin": "http://[::1]:80"}).status_code == 200
+    for host in ("[::1]:80", "[::1]", "127.0.0.2:8000"):
+        assert client.get("/network", headers={"Host": host, "Origin": f"http://{host}"}).status_code == 200
 
 
 def test_the_oldest_photos_make_room(monkeypatch):
     photos, image = Photos(), Image.open(io.BytesIO(photo_bytes()))
     first = photos.add(image)
-    monkeypatch.setattr("inference.page.studio.MAX_PHOTO_BYTES", int(2.5 * len(photos.jpeg(first))))
+    monkeypatch.setattr("dataset.photos.MAX_BYTES", int(2.5 * len(photos.jpeg(first))))
     names = [first] + [photos.add(image) for _ in range(3)]
     with pytest.raises(Exception, match="no longer"):
         photos.jpeg(names[1])
@@ -234,8 +264,9 @@ def test_hostile_requests(client, studio):
     for i in range(CASES):
         url, body, kind = bodies[i % len(bodies)]
         response = client.post(url, data=mutated(random, body), content_type=kind)
-        counts[response.status_code] += 1
-        if response.status_code == 400:
+        counts[200 if response.status_code == 200 else 400] += 1
+        if response.status_code != 200:
+            assert response.status_code in (400, 410)
             assert response.data.count(b"\n") == 1 and b"Traceback" not in response.data and b"/" not in response.data
     assert counts[400] > CASES // 4
     assert pixels_of(render(client, who=who)).shape == (16, 8, 3)
@@ -259,7 +290,8 @@ def test_a_drawing_is_rendered(edge_studio):
     found = add_photo(client)
     assert found["people"] == [] and found["note"] is None
     assert (pixels_of(render(client, **dict(with_edges, who={"photo": found["photo"]}))) != one).any()
-    for shape in (POSE, None, "x", "", "%%%", base64.b64encode(b"no image").decode()):
+    tall = base64.b64encode(as_png(np.zeros((1025, 1, 3), np.uint8))).decode()  # would take long to shrink
+    for shape in (POSE, None, "x", "", "%%%", base64.b64encode(b"no image").decode(), tall):
         assert render(client, **dict(with_edges, shape=shape)).status_code == 400
     assert render(client, **dict(with_edges, parts={"head": {"person": number}})).status_code == 400
 
@@ -308,9 +340,13 @@ def test_200_requests_at_once_are_all_answered(address):
         statuses = list(pool.map(lambda number: post(f"{address}/render", order), range(200)))
     assert set(statuses) <= {200, 409} and statuses.count(200) >= 1
     assert post(f"{address}/render", order) == 200
-    connection = http.client.HTTPConnection(address.split("/")[-1], timeout=60)
-    connection.request("POST", "/photos", headers={"Content-Type": "image/png", "Content-Length": str(21 * 10**6)})
-    assert connection.getresponse().status == 413
+    for announced, sent in ((20000001, 20000001), (50 * 10**6, 0)):
+        connection = http.client.HTTPConnection(address.split("/")[-1], timeout=60)
+        connection.putrequest("POST", "/photos")
+        connection.putheader("Content-Type", "image/png")
+        connection.putheader("Content-Length", str(announced))
+        connection.endheaders(b"x" * sent)
+        assert connection.getresponse().status == 413
 
 
 def test_a_port_in_use_is_named(program, trained):
@@ -416,12 +452,18 @@ def test_the_page_in_a_browser(address, browser, tmp_path):
     assert page.changes(lambda: page.drag("#editor-joints .joint[data-joint=lshoulder]", 40, 30))
     assert page.changes(lambda: page.find("#take").click())
 
+    for dot in browser.find_elements("css selector", "#pose .joint"):  # each can be grabbed where it is seen
+        assert browser.execute_script("""const box = arguments[0].getBoundingClientRect();
+            return document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2) === arguments[0];""", dot)
+
     page.find("#save").click()
     saved = tmp_path / "downloads" / "vunet.png"
     wait_for(lambda: saved.exists() and saved.read_bytes())
     assert saved.read_bytes() == page.picture()
     page.find("#download").click()
     wait_for((tmp_path / "downloads" / "people.zip").exists)
+    page.find("#remove").click()
+    wait_for(lambda: not page.find("#download").is_displayed())
     page.assert_no_errors()
 
 

@@ -7,9 +7,11 @@ const $ = (id) => document.getElementById(id);
 const page = Array.from(crypto.getRandomValues(new Uint32Array(4)), (n) => n.toString(36)).join("-");
 let network;
 
-function say(text, isError = false) {
+// isOfResult: whether the next picture that comes makes it obsolete.
+function say(text, isError = false, isOfResult = false) {
   $("message").textContent = text;
   $("message").classList.toggle("error", isError);
+  $("message").classList.toggle("of-result", isOfResult);
 }
 
 // ------------------------------------------------------------------------------------------------ requests
@@ -60,6 +62,7 @@ const STEP = 0.01;  // of the picture, for an arrow key
 const HISTORY = 100;
 
 const readable = (name) => `${SIDES[name[0]]} ${name.slice(1)}`.trim();
+const inside = (value) => Math.min(0.999, Math.max(0, value));
 const isThere = (point) => point[0] >= 0 && point[1] >= 0;
 const copyOf = (joints) => joints.map((point) => point.slice());
 
@@ -80,7 +83,6 @@ function drawFigure(svg, joints, width, height) {
     if (a && b) svgElement("path", {class: "limb", stroke: colour, d: `M${a}L${b}`}, svg);
   };
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
-  svg.setAttribute("preserveAspectRatio", "none");
   const torso = TORSO.map(at);
   if (torso.every(Boolean)) {
     svgElement("polygon", {class: "torso", fill: COLOURS.torso, "fill-opacity": 0.55, points: torso.join(" ")}, svg);
@@ -108,7 +110,7 @@ class Figure {
     svg.addEventListener("focusin", (event) => this.select(event.target.dataset.joint));
     svg.addEventListener("pointerdown", (event) => this.grab(event));
     svg.addEventListener("pointermove", (event) => this.drag(event));
-    for (const type of ["pointerup", "pointercancel"]) svg.addEventListener(type, () => { this.held = null; });
+    for (const type of ["pointerup", "pointercancel"]) svg.addEventListener(type, (event) => this.release(event));
     svg.addEventListener("keydown", (event) => this.key(event));
   }
 
@@ -148,19 +150,23 @@ class Figure {
     const grip = Math.max(45, 14 * width / (this.svg.clientWidth || width));  // at least 28 pixels across, for fingers
     this.svg.replaceChildren();
     const at = drawFigure(this.svg, this.joints, width, height);
-    for (const name of network.joints) {
-      const point = at(name);
-      if (!point) continue;
-      const place = {cx: point[0], cy: point[1], "data-joint": name};
-      const isEye = name.endsWith("eye");
-      svgElement("circle", {...place, class: "grip", r: isEye ? grip / 2 : grip}, this.svg);
-      const [x, y] = this.joints[network.joints.indexOf(name)].map((value) => Math.round(100 * value));
-      svgElement("circle", {...place, class: "joint", r: isEye ? 12 : 18, stroke: COLOURS[name[0]], tabindex: 0, role: "button",
-        "aria-label": `${readable(name)}, ${x} % from the left, ${y} % from the top`}, this.svg);
+    const names = network.joints.filter(at);
+    const place = (name) => ({cx: at(name)[0], cy: at(name)[1], "data-joint": name});
+    for (const name of names) {  // below all dots, so that each dot can be grabbed where it is seen
+      svgElement("circle", {...place(name), class: "grip", r: name.endsWith("eye") ? grip / 2 : grip}, this.svg);
     }
-    if (focused) this.svg.querySelector(`.joint[data-joint="${focused}"]`)?.focus();
+    for (const name of names) {
+      const [x, y] = this.joints[network.joints.indexOf(name)].map((value) => Math.round(100 * value));
+      svgElement("circle", {...place(name), class: "joint", r: name.endsWith("eye") ? 12 : 18, stroke: COLOURS[name[0]],
+        tabindex: 0, role: "button", "aria-label": `${readable(name)}, ${x} % from the left, ${y} % from the top`}, this.svg);
+    }
+    if (focused) this.focus(focused);
     this.undoButton.disabled = !this.history.length;
     this.listMissing();
+  }
+
+  focus(name) {
+    this.svg.querySelector(`.joint[data-joint="${name}"]`)?.focus();
   }
 
   select(name) {
@@ -173,6 +179,7 @@ class Figure {
     joints[network.joints.indexOf(name)] = [-1, -1];
     this.select(null);
     this.change(joints);
+    this.svg.querySelector(".joint").focus();
   }
 
   listMissing() {
@@ -196,29 +203,34 @@ class Figure {
     joints[i] = network.standing[i].slice();
     if (isThere(hook) && name !== parent) {
       const away = name.endsWith("eye") ? [name[0] === "l" ? 0.02 : -0.02, -0.03] : [0, 0.12];
-      joints[i] = [hook[0] + away[0], Math.min(0.99, hook[1] + away[1])];
+      joints[i] = [inside(hook[0] + away[0]), inside(hook[1] + away[1])];
     }
     this.change(joints);
+    this.focus(name);
   }
 
   grab(event) {
     const name = event.target.dataset?.joint;
-    if (!name || event.button) return;
+    if (!name || event.button || this.held) return;
     event.preventDefault();
-    this.held = name;
+    this.held = {name, pointer: event.pointerId, hasMoved: false};
     this.svg.setPointerCapture(event.pointerId);
-    this.svg.querySelector(`.joint[data-joint="${name}"]`).focus();
-    this.remember();
+    this.focus(name);
   }
 
   drag(event) {
-    if (!this.held) return;
+    if (this.held?.pointer !== event.pointerId) return;
+    if (!this.held.hasMoved) this.remember();
+    this.held.hasMoved = true;
     const box = this.svg.getBoundingClientRect();
-    this.place(this.held, (event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height);
+    this.place(this.held.name, (event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height);
+  }
+
+  release(event) {
+    if (this.held?.pointer === event.pointerId) this.held = null;
   }
 
   place(name, x, y) {
-    const inside = (value) => Math.min(0.999, Math.max(0, value));
     this.joints[network.joints.indexOf(name)] = [inside(x), inside(y)];
     this.update();
   }
@@ -231,7 +243,7 @@ class Figure {
     } else if (name && moves[event.key]) {
       const [x, y] = this.joints[network.joints.indexOf(name)];
       const step = event.shiftKey ? 5 * STEP : STEP;
-      this.remember();
+      if (!event.repeat) this.remember();  // a key that is held down is undone at once
       this.place(name, x + step * moves[event.key][0], y + step * moves[event.key][1]);
     } else if (name && (event.key === "Delete" || event.key === "Backspace") && !TORSO.includes(name)) {
       this.hide(name);
@@ -262,23 +274,34 @@ class Drawing {
     this.fill();
     undo.addEventListener("click", () => this.undo());
     clear.addEventListener("click", () => { this.remember(); this.fill(); this.update(); });
-    canvas.addEventListener("pointerdown", (event) => {
-      if (event.button) return;
-      canvas.setPointerCapture(event.pointerId);
-      this.remember();
-      this.last = this.position(event);
-      this.line(this.last, this.last);
-    });
-    canvas.addEventListener("pointermove", (event) => {
-      if (!this.last) return;
-      for (const one of event.getCoalescedEvents?.() || [event]) {
-        const next = this.position(one);
-        this.line(this.last, next);
-        this.last = next;
-      }
-    });
-    for (const type of ["pointerup", "pointercancel"]) canvas.addEventListener(type, () => { this.last = null; });
+    canvas.addEventListener("pointerdown", (event) => this.begin(event));
+    canvas.addEventListener("pointermove", (event) => this.move(event));
+    for (const type of ["pointerup", "pointercancel"]) {
+      canvas.addEventListener(type, (event) => { if (this.pointer === event.pointerId) this.pointer = null; });
+    }
     canvas.addEventListener("keydown", (event) => this.key(event));
+    canvas.addEventListener("blur", () => { $("pen-ring").hidden = true; });
+  }
+
+  begin(event) {
+    const isPensEraser = event.button === 5;
+    if ((event.button && !isPensEraser) || this.pointer) return;
+    this.pointer = event.pointerId;
+    this.canvas.setPointerCapture(event.pointerId);
+    this.remember();
+    this.last = this.position(event);
+    this.line(this.last, this.last, isPensEraser);
+    this.update();
+  }
+
+  move(event) {
+    if (this.pointer !== event.pointerId) return;
+    for (const one of event.getCoalescedEvents?.() || [event]) {
+      const next = this.position(one);
+      this.line(this.last, next, Boolean(event.buttons & 32));
+      this.last = next;
+    }
+    this.update();
   }
 
   position(event) {
@@ -287,8 +310,8 @@ class Drawing {
     return [(event.clientX - box.left) / box.width * scale, (event.clientY - box.top) / box.height * scale];
   }
 
-  line(from, to) {
-    const isEraser = document.querySelector("input[name=tool]:checked").value === "eraser";
+  line(from, to, isPensEraser = false) {
+    const isEraser = isPensEraser || document.querySelector("input[name=tool]:checked").value === "eraser";
     const width = Number($("pen-width").value);
     Object.assign(this.context, {lineCap: "round", lineWidth: isEraser ? 4 * width : width,
       strokeStyle: isEraser ? "#000" : network.draws_lines ? "#fff" : $("pen-colour").value});
@@ -296,7 +319,6 @@ class Drawing {
     this.context.moveTo(...from);
     this.context.lineTo(to[0] + 0.01, to[1]);
     this.context.stroke();
-    this.update();
   }
 
   fill() {
@@ -324,7 +346,14 @@ class Drawing {
 
   update() {
     this.undoButton.disabled = !this.history.length;
-    this.changed(this.canvas.toDataURL("image/png").split(",")[1]);
+    this.encoded = null;
+    this.changed();
+  }
+
+  // The drawing as a PNG in base64.
+  png() {
+    this.encoded = this.encoded || this.canvas.toDataURL("image/png").split(",")[1];
+    return this.encoded;
   }
 
   key(event) {
@@ -336,17 +365,30 @@ class Drawing {
       if (this.isDown) {
         this.remember();
         this.line(this.pen, this.pen);
+        this.update();
       }
-      say(`the pen is ${this.isDown ? "down" : "up"}`);
+      this.showPen();
     } else if (moves[event.key]) {
       const step = (event.shiftKey ? 5 : 1) * this.canvas.width / 64;
       const next = this.pen.map((value, i) => Math.min(this.canvas.width, Math.max(0, value + step * moves[event.key][i])));
-      if (this.isDown) this.line(this.pen, next);
+      if (this.isDown) {
+        this.line(this.pen, next);
+        this.update();
+      }
       this.pen = next;
+      this.showPen();
     } else {
       return;
     }
     event.preventDefault();
+  }
+
+  // Where the keyboard's pen is.
+  showPen() {
+    const [x, y] = this.pen.map((value) => Math.round(100 * value / this.canvas.width));
+    Object.assign($("pen-ring").style, {left: `${x}%`, top: `${y}%`});
+    $("pen-ring").hidden = false;
+    say(`pen ${this.isDown ? "down" : "up"}, ${x} % from the left, ${y} % from the top`);
   }
 }
 
@@ -356,7 +398,7 @@ class Drawing {
 const people = new Map();
 // Which of them, by key, gives what.
 const slots = {who: null, blend: null};
-const SLOT_NAMES = {who: "Person", blend: "Blend with"};
+const titleOf = (slot) => ({who: "Person"})[slot] || slot[0].toUpperCase() + slot.slice(1);
 let activeSlot = "who";
 let shown = null;  // in the editor
 let editor, figure, drawing;
@@ -373,13 +415,13 @@ function addPerson(person, isFirst = false) {
   const item = document.createElement("li");
   const button = document.createElement("button");
   button.setAttribute("aria-label", person.name);
-  button.style.setProperty("--aspect", person.aspect);
   const image = document.createElement("img");
-  Object.assign(image, {src: person.image, alt: "", loading: "lazy"});
+  Object.assign(image, {src: person.image, alt: "", loading: "lazy", draggable: false});
   button.append(image);
   person.overlay = svgElement("svg", {class: "small", "aria-hidden": true}, button);
   button.addEventListener("click", () => choose(person.key));
   item.append(button);
+  person.item = item;
   if (isFirst) $("people").prepend(item); else $("people").append(item);
   drawOverlay(person);
 }
@@ -405,6 +447,7 @@ function edit(key) {
   Object.assign($("editor-picture"), {src: shown.image, alt: shown.name});
   $("editor").querySelector(".frame").style.setProperty("--aspect", shown.aspect);
   $("other-person").hidden = !(shown.everybody?.length > 1);
+  $("remove").hidden = !shown.photo;
   for (const id of ["editor-joints", "undo-joints", "hide-in-editor", "missing-in-editor"]) $(id).toggleAttribute("hidden", !shown.joints);
   $("take").textContent = network.draws_joints ? "Take this pose" : "Take its edges";
   $("take").hidden = network.draws_joints ? !shown.joints : shown.photo !== undefined;
@@ -414,6 +457,7 @@ function edit(key) {
 function jointsCorrected(joints) {
   shown.joints = copyOf(joints);
   shown.isCorrected = true;
+  if (shown.everybody) shown.everybody[shown.number] = shown.joints;
   drawOverlay(shown);
   request();
 }
@@ -436,33 +480,65 @@ function nextPersonInPhoto() {
   jointsCorrected(editor.joints);
 }
 
+// Takes a photo off the page.
+function removePhoto() {
+  shown.item.remove();
+  people.delete(shown.key);
+  for (const name of Object.keys(slots)) if (slots[name] === shown.key) slots[name] = null;
+  shown = null;
+  $("editor").hidden = true;
+  showSlots();
+  showDownload();
+  request();
+}
+
+const photos = () => [...people.values()].filter((person) => person.photo);
+
+// Sends the photos anew that the server has forgotten, after it was started again, say.
+async function sendPhotosAgain() {
+  for (const person of photos()) {
+    person.photo = (await (await sendPhoto(person.file)).json()).photo;
+    person.image = `photos/${person.photo}.jpg`;
+  }
+  request();
+}
+
+const sendPhoto = (file) => ask("photos", file, file.type || "application/octet-stream");
+
+function showDownload() {
+  $("download").hidden = !network.needs_joints || !photos().length;
+}
+
 async function showMore() {
+  $("more").disabled = true;
   const start = [...people.values()].filter((person) => !person.photo).length;
   for (const {person, joints} of await askJson(`people/from/${start}`)) {
     addPerson({key: `person ${person}`, name: `person ${person}`, person, joints, image: `people/${person}.jpg`,
       aspect: network.aspect});
   }
+  $("more").disabled = false;
   $("more").hidden = [...people.values()].filter((person) => !person.photo).length >= network.n_people;
 }
 
 async function addPhotos(files) {
+  const lines = [];
   for (const file of files) {
     say(`reading ${file.name} ...`);
     try {
       if (file.size > network.max_bytes) throw new Error(`expected at most ${network.max_bytes / 1e6} MB`);
-      const answer = await ask("photos", file, file.type || "application/octet-stream");
-      const found = await answer.json();
+      const found = await (await sendPhoto(file)).json();
       const largest = found.people.map(torsoLength).reduce((best, length, i, all) => length > all[best] ? i : best, 0);
-      const person = {key: found.photo, name: file.name, photo: found.photo, image: `photos/${found.photo}.jpg`, number: largest,
-        aspect: found.width / found.height, everybody: found.people, joints: network.needs_joints ? found.people[largest] : null};
-      addPerson(person, true);
-      choose(person.key);
-      say(found.note ? `${file.name}: ${found.note}` : "", Boolean(found.note));
+      addPerson({key: found.photo, name: file.name, file, photo: found.photo, image: `photos/${found.photo}.jpg`,
+        aspect: found.width / found.height, everybody: found.people, number: largest,
+        joints: network.needs_joints ? found.people[largest] : null}, true);
+      choose(found.photo);
+      if (found.note) lines.push(`${file.name}: ${found.note}`);
     } catch (error) {
-      say(`${file.name}: ${error.message}`, true);
+      lines.push(`${file.name}: ${error.message}`);
     }
   }
-  $("download").hidden = !(network.needs_joints && [...people.values()].some((person) => person.photo));
+  say(lines.join("; "), lines.length > 0);
+  showDownload();
 }
 
 function torsoLength(joints) {
@@ -471,9 +547,16 @@ function torsoLength(joints) {
 }
 
 async function downloadDataSet() {
-  const photos = [...people.values()].filter((person) => person.photo);
-  const order = {photos: photos.map(({photo, joints}) => ({photo, joints}))};
-  download(await (await ask("dataset", JSON.stringify(order))).blob(), "people.zip");
+  const send = () => ask("dataset", JSON.stringify({photos: photos().map(({photo, joints}) => ({photo, joints}))}));
+  let answer;
+  try {
+    answer = await send();
+  } catch (error) {
+    if (error.status !== 410) throw error;
+    await sendPhotosAgain();
+    answer = await send();
+  }
+  download(await answer.blob(), "people.zip");
 }
 
 function showSlots() {
@@ -486,12 +569,18 @@ function showSlots() {
       checked: name === activeSlot});
     radio.addEventListener("change", () => { activeSlot = name; });
     const picture = document.createElement(key ? "img" : "span");
-    if (key) Object.assign(picture, {src: people.get(key).image, alt: people.get(key).name}); else picture.className = "none";
-    label.append(radio, picture, SLOT_NAMES[name] || name[0].toUpperCase() + name.slice(1));
+    if (key) Object.assign(picture, {src: people.get(key).image, alt: people.get(key).name, draggable: false}); else picture.className = "none";
+    label.append(radio, picture, titleOf(name));
     card.append(label);
     if (key && name !== "who") {
-      const button = Object.assign(document.createElement("button"), {textContent: "×", ariaLabel: `no ${name}`});
-      button.addEventListener("click", () => { slots[name] = null; showSlots(); request(); });
+      const button = Object.assign(document.createElement("button"), {textContent: "×"});
+      button.setAttribute("aria-label", `Remove ${titleOf(name)}`);
+      button.addEventListener("click", () => {
+        slots[name] = null;
+        showSlots();
+        document.querySelector(`.slot input[value=${name}]`).focus();
+        request();
+      });
       card.append(button);
     }
     $("slots").append(card);
@@ -501,15 +590,17 @@ function showSlots() {
 
 // ------------------------------------------------------------------------------------------------ the result
 
-let shape;  // joints, or a drawing as a PNG in base64
 let sample = 1;
 let isWanted = false, isAsking = false;
 let resultBlob = null;
 const times = [];  // of the last requests, in ms
 
+// Joints, or a drawing.
+const shapeNow = () => network.draws_joints ? copyOf(figure.joints) : drawing.png();
+
 // What the server is to render now.
 function order() {
-  const wanted = {page, shape};
+  const wanted = {page, shape: shapeNow()};
   if ($("invent").checked) return {...wanted, sample};
   const parts = {};
   for (const part of network.parts) {
@@ -519,7 +610,7 @@ function order() {
     share: Number($("share").value) / 100, parts};
 }
 
-const canRender = () => shape !== undefined && ($("invent").checked || slots.who !== null);
+const canRender = () => $("invent").checked || slots.who !== null;
 
 // Has the picture made anew; what changes while one is made is in the next one.
 async function request() {
@@ -545,11 +636,10 @@ async function showPicture() {
     resultBlob = blob;
     noteTime(performance.now() - start);
     if ($("message").classList.contains("of-result")) say("");
-    $("message").classList.remove("of-result");
   } catch (error) {
     if (error.status === 409) return;
-    say(error.message, true);
-    $("message").classList.add("of-result");
+    if (error.status === 410) await attempt(sendPhotosAgain);
+    else say(error.message, true, true);
   }
 }
 
@@ -569,6 +659,10 @@ let frames = [], timer = null;
 
 function toggleRecording() {
   if (timer === null) {
+    if (!canRender()) {
+      say("choose somebody first", true);
+      return;
+    }
     frames = [];
     timer = setInterval(recordFrame, 1000 / RECORDED_FPS);
   } else {
@@ -579,16 +673,14 @@ function toggleRecording() {
 }
 
 function recordFrame() {
-  frames.push({shape: Array.isArray(shape) ? copyOf(shape) : shape, share: Number($("share").value) / 100});
+  frames.push({shape: shapeNow(), share: Number($("share").value) / 100});
+  $("recorded").textContent = `${(frames.length / RECORDED_FPS).toFixed(1)} s`;
   if (frames.length >= network.max_frames) toggleRecording();
-  showRecording();
 }
 
 function showRecording() {
   $("record").setAttribute("aria-pressed", timer !== null);
-  $("record").textContent = timer === null ? "Record" : "Stop";
   $("gif").disabled = $("mp4").disabled = timer !== null || !frames.length;
-  $("recorded").textContent = frames.length ? `${(frames.length / RECORDED_FPS).toFixed(1)} s` : "";
 }
 
 async function saveAnimation(format) {
@@ -601,11 +693,9 @@ async function saveAnimation(format) {
 // ------------------------------------------------------------------------------------------------ start
 
 function setUpPose() {
-  const changed = (joints) => { shape = joints; request(); };
   figure = new Figure({svg: $("pose"), missing: $("missing-in-pose"), undo: $("undo-pose"), hide: $("hide-in-pose"),
-    aspect: network.aspect, changed});
+    aspect: network.aspect, changed: request});
   figure.show(network.standing);
-  shape = figure.joints;
   $("mirror").addEventListener("click", () => figure.change(mirrored(figure.joints)));
   $("stand").addEventListener("click", () => figure.change(network.standing));
 }
@@ -614,8 +704,8 @@ function setUpDrawing() {
   $("pose-tools").hidden = true;
   $("drawing-tools").hidden = false;
   $("pen-colour-label").hidden = network.draws_lines;
-  const changed = (png) => { shape = png; request(); };
-  drawing = new Drawing({canvas: $("drawing"), undo: $("undo-drawing"), clear: $("clear"), size: network.size, changed});
+  drawing = new Drawing({canvas: $("drawing"), undo: $("undo-drawing"), clear: $("clear"), size: network.size,
+    changed: request});
 }
 
 function setUpPeople() {
@@ -625,6 +715,7 @@ function setUpPeople() {
   $("share").addEventListener("input", request);
   $("take").addEventListener("click", () => attempt(takePose));
   $("other-person").addEventListener("click", nextPersonInPhoto);
+  $("remove").addEventListener("click", removePhoto);
   $("more").addEventListener("click", () => attempt(showMore));
   $("download").addEventListener("click", () => attempt(downloadDataSet));
   $("files").addEventListener("change", (event) => {
@@ -632,12 +723,20 @@ function setUpPeople() {
     event.target.value = "";
     addPhotos(files);
   });
-  document.addEventListener("dragover", (event) => { event.preventDefault(); $("drop").classList.add("over"); });
+}
+
+function setUpDropping() {
+  const hasFiles = (event) => event.dataTransfer.types.includes("Files");
+  document.addEventListener("dragover", (event) => {
+    event.preventDefault();
+    $("drop").classList.toggle("over", hasFiles(event));
+  });
   document.addEventListener("dragleave", () => $("drop").classList.remove("over"));
   document.addEventListener("drop", (event) => {
     event.preventDefault();
     $("drop").classList.remove("over");
-    addPhotos([...event.dataTransfer.files]);
+    if (hasFiles(event)) addPhotos([...event.dataTransfer.files]);
+    else say("expected image files", true);
   });
 }
 
@@ -657,7 +756,9 @@ async function start() {
   if (network.draws_joints) setUpPose(); else setUpDrawing();
   setUpPeople();
   setUpResult();
-  if (!network.sees_people) {
+  if (network.sees_people) {
+    setUpDropping();
+  } else {
     $("who").hidden = true;
     $("invent").checked = true;
     $("invent").disabled = true;

@@ -4,77 +4,46 @@ What comes from a page is JSON and bytes, and nothing of it is trusted: UserErro
 are lists of 15 pairs in the order of JOINTS, in shares of the picture that they belong to, [-1, -1] where missing.
 """
 import base64
-import collections
 import contextlib
 import functools
 import io
-import math
 import os
-import secrets
-import shutil
 import sys
 import tempfile
 import threading
+import zipfile
 
 import numpy as np
 from PIL import Image
 
 from batches import make_loader
 from common.errors import UserError, shown
-from dataset.boxes import as_jpeg, body, box_around, cut_box, has_torso, shares_of
+from dataset.boxes import around_person, as_jpeg, cut_box
 from dataset.builder import IndexBuilder
 from dataset.index import JOINTS, STANDING, WHITE, as_shape, decode_image
 from dataset.pairs import as_png
-from dataset.poses import from_left, is_usable
+from dataset.photos import Photos
+from dataset.poses import from_left, is_usable, read_joints, read_number
 from dataset.selection import Member, Selection, from_index
 from inference.mixing import GROUPS, composite, part_numbers
 from inference.movies import write_gif, write_mp4
 from inference.rendering import aspect_shape, finite_uint8, resized
 
-MAX_SIDE = 1280  # pixels of a photo that is kept
-MAX_PHOTO_BYTES = 2**29  # of all photos that are kept
+MIN_SIDE, MAX_SIDE = 16, 1280  # pixels of a photo that is kept
 MAX_BYTES = 20 * 10**6  # of a request
+MAX_DRAWING = 1024  # pixels of a side
 MAX_FRAMES = 500
+MAX_PEOPLE = 500  # in a data set
 CACHED_PEOPLE = 64
 SIZE = 256  # of people on the page and in data sets
 
 
-class Photos:
-    """Photos that pages have sent, in memory, as JPEG; the oldest go where they would be too many."""
-
-    def __init__(self):
-        self._lock = threading.Lock()
-        self._photos = collections.OrderedDict()
-        self._n_bytes = 0
-
-    def add(self, image):
-        """Keeps a PIL image; returns its id, which nobody can guess."""
-        jpeg, name = as_jpeg(np.asarray(image)), secrets.token_urlsafe(16)
-        with self._lock:
-            self._photos[name] = jpeg
-            self._n_bytes += len(jpeg)
-            while self._n_bytes > MAX_PHOTO_BYTES:
-                self._n_bytes -= len(self._photos.popitem(last=False)[1])
-        return name
-
-    def jpeg(self, name):
-        """The bytes of a photo. Raises UserError."""
-        with self._lock:
-            if not isinstance(name, str) or name not in self._photos:
-                raise UserError(f"photo: {shown(name)}: is not here, or no longer; expected one that was sent")
-            return self._photos[name]
-
-    def image(self, name):
-        """A photo as a PIL image. Raises UserError."""
-        return decode_image(io.BytesIO(self.jpeg(name)), "photo")
-
-
 class Studio:
-    """Pictures from a network, one at a time: its methods are not to be called from two threads but for `add_photo`.
+    """Pictures from a network. `render` uses its session, so only one thread at a time may call it; the rest is free.
 
-    renderer: a Renderer, best of batches of one. index: an Index whose test people can be chosen, or None. aspect: the
-    width / height of the network's pictures. draws_lines: whether its shapes are line drawings, if they are pictures.
-    find_people(image): the people in a PIL image, joints in pixels. Raises UserError.
+    renderer: a Renderer, preferably of batch size 1. index: an Index whose test people can be chosen, or None. aspect:
+    the width / height of the network's pictures. draws_lines: whether its shapes are line drawings, if they are
+    pictures. find_people(image): the people in a PIL image, joints in pixels. Raises UserError.
     """
 
     def __init__(self, config, renderer, *, index=None, aspect=1.0, draws_lines=True, find_people):
@@ -108,7 +77,7 @@ class Studio:
     def person(self, number):
         """The JPEG of a test person. Raises UserError."""
         with private(f"person {self._checked(number)}: cannot be read"):
-            return as_jpeg(self.index.image(number, SIZE))
+            return as_jpeg(resized(self.index.image(number, SIZE), aspect_shape(SIZE, self.aspect)))
 
     def person_shape(self, number):
         """The PNG of a test image's shape. Raises UserError."""
@@ -125,6 +94,8 @@ class Studio:
         with self._reading:
             image = decode_image(io.BytesIO(content), "photo", MAX_SIDE // 2)
             image.thumbnail((MAX_SIDE, MAX_SIDE))
+            if min(image.size) < MIN_SIDE:
+                raise UserError(f"photo: is too narrow; expected sides of at least {MIN_SIDE} pixels of {MAX_SIDE}")
             people, note = self._people_in(image) if self.needs_joints else ([], None)
             return {"photo": self.photos.add(image), "width": image.width, "height": image.height, "people": people,
                     "note": note}
@@ -164,13 +135,20 @@ class Studio:
             return Member("photo", None, lambda size: np.asarray(image.resize((size, size), Image.BILINEAR)), True)
         if points is None:
             raise UserError("joints: expected those of the person in the photo, found none")
-        joints, box = in_box(points, image, self.aspect)
+        box, joints = self._in_photo(points, image, "joints")
         return Member("photo", joints, functools.partial(cut_box, image, box), True)
+
+    def _in_photo(self, joints, image, name, aspect=None):
+        """(box, joints in shares of it) around somebody. joints: in shares of the image. Raises UserError."""
+        joints = np.where(joints < 0, -1, np.float64(joints) * image.size)
+        if not is_usable(joints):
+            raise UserError(f"{name}: expected hips and shoulders at different places")
+        return around_person(joints, *image.size, aspect=aspect or self.aspect)
 
     def pose_of(self, photo):
         """Joints in the picture that is cut out around somebody, {"photo": id, "joints": joints}. Raises UserError."""
         image = self.photos.image(photo.get("photo"))
-        return in_box(read_joints(photo.get("joints"), "joints"), image, self.aspect)[0].tolist()
+        return self._in_photo(read_joints(photo.get("joints"), "joints"), image, "joints")[1].tolist()
 
     def latents_of(self, who, name):
         """Latents of {"person": number} or {"photo": id}, both with "joints" if they are corrected or of a photo."""
@@ -180,7 +158,7 @@ class Studio:
         key = None if joints is None else tuple(map(tuple, joints.tolist()))
         photo = who.get("photo")
         if photo is not None:
-            self.photos.jpeg(photo)  # refuses what is none
+            self.photos.jpeg(photo)  # raises Gone
             return self._latents(None, photo, key)
         person = who.get("person")
         if not isinstance(person, int) or isinstance(person, bool):
@@ -194,7 +172,7 @@ class Studio:
         """
         shape, joints = self._read_shape(order.get("shape"))
         if order.get("sample") is not None:
-            pictures = self._renderer.sample(shape, int(number(order["sample"], "sample", 0, 10**6)))
+            pictures = self._renderer.sample(shape, int(read_number(order["sample"], "sample", 0, 10**6)))
         else:
             pictures = self._renderer.render(self._appearance(order), shape)
             parts = order.get("parts") or {}
@@ -206,7 +184,7 @@ class Studio:
         latents = self.latents_of(order.get("who"), "who")
         if order.get("blend") is None:
             return latents
-        share = number(order.get("share"), "share", 0, 1)
+        share = read_number(order.get("share"), "share", 0, 1)
         others = self.latents_of(order["blend"], "blend")
         return [(1 - share) * z + share * other for z, other in zip(latents, others)]
 
@@ -223,9 +201,10 @@ class Studio:
             joints = read_joints(value, "shape")
             return make_loader(Selection([Member("pose", joints, None, True)]), self.config).shape_images([0]), joints
         try:
-            image = decode_image(io.BytesIO(base64.b64decode(value)), "shape", ground=WHITE)
+            file = io.BytesIO(base64.b64decode(value))
         except (TypeError, ValueError):
             raise UserError(f"shape: expected an image file in base64, found {shown(value)}")
+        image = decode_image(file, "shape", ground=WHITE, max_side=max(MAX_DRAWING, size))
         return as_shape(image, size, False, self.draws_lines)[np.newaxis], None
 
     def animation(self, order, turn):
@@ -233,81 +212,56 @@ class Studio:
 
         turn: entered for each picture.
         """
-        frames, kind = order.get("frames"), order.get("format")
-        if not isinstance(frames, list) or not 1 <= len(frames) <= MAX_FRAMES or not all(
-                isinstance(frame, dict) for frame in frames):
-            raise UserError(f"frames: expected a list of 1 to {MAX_FRAMES} objects, found {shown(frames)}")
+        frames, kind = read_dicts(order.get("frames"), "frames", MAX_FRAMES), order.get("format")
         if kind not in ("gif", "mp4"):
             raise UserError(f"format: expected gif or mp4, found {shown(kind)}")
-        fps = number(order.get("fps"), "fps", 1, 50)
-
+        fps = read_number(order.get("fps"), "fps", 1, 50)
         pictures = []
         for frame in frames:
             with turn():
                 pictures.append(self.render(dict(order, **frame)))
         with private(f"the {kind.upper()} cannot be written"), tempfile.TemporaryDirectory(prefix="vunet-") as folder:
-            path = os.path.join(folder, f"animation.{kind}")
-            if kind == "gif":
-                write_gif(path, pictures, fps)
-            else:
-                write_mp4(path, pictures, fps, self.shape)
-            with open(path, "rb") as file:
+            path = os.path.join(folder, "animation")
+            write = write_gif if kind == "gif" else functools.partial(write_mp4, size=self.shape)
+            write(f"{path}.{kind}", pictures, fps)
+            with open(f"{path}.{kind}", "rb") as file:
                 return file.read()
 
     def data_set(self, photos):
         """The bytes of a ZIP with a data set of the people in [{"photo": id, "joints": joints}]. Raises UserError."""
-        if not isinstance(photos, list) or not photos or not all(isinstance(photo, dict) for photo in photos):
-            raise UserError(f"photos: expected a list of objects with photo and joints, found {shown(photos)}")
-        with tempfile.TemporaryDirectory(prefix="vunet-") as folder:
-            out = os.path.join(folder, "people")
-            with IndexBuilder(out, JOINTS, silent=True) as builder:
-                for i, photo in enumerate(photos):
-                    image = self.photos.image(photo.get("photo"))
-                    joints, box = in_box(read_joints(photo.get("joints"), f"photos[{i}]: joints"), image)
-                    builder.add(f"{i:05}", joints, jpeg=as_jpeg(cut_box(image, box, SIZE)))
+        people = []
+        for i, photo in enumerate(read_dicts(photos, "photos", MAX_PEOPLE)):
+            image, name = self.photos.image(photo.get("photo")), f"photos[{i}]: joints"
+            box, joints = self._in_photo(read_joints(photo.get("joints"), name), image, name, aspect=1.0)
+            people.append((joints, as_jpeg(cut_box(image, box, SIZE))))
+        content = io.BytesIO()
+        with private("the data set cannot be written"), tempfile.TemporaryDirectory(prefix="vunet-") as folder:
+            with IndexBuilder(os.path.join(folder, "people"), JOINTS, silent=True) as builder:
+                for i, (joints, jpeg) in enumerate(people):
+                    builder.add(f"{i:05}", joints, jpeg=jpeg)
                 builder.finish()
-            with open(shutil.make_archive(out, "zip", folder, "people"), "rb") as file:
-                return file.read()
+            with zipfile.ZipFile(content, "w") as archive:
+                for base, _, names in os.walk(folder):
+                    for name in sorted(names):
+                        archive.write(os.path.join(base, name), os.path.relpath(os.path.join(base, name), folder))
+        return content.getvalue()
 
 
 @contextlib.contextmanager
 def private(line):
-    """Says only this line to the page where the server's own files fail, whose paths are nobody's business."""
+    """Replaces errors about the server's own files, which name paths, by this line; the terminal gets the whole."""
     try:
         yield
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"page: {error}", file=sys.stderr, flush=True)
         raise UserError(line)
 
 
-# ---------------------------------------------------------------------------------------------- what pages send
-
-def read_joints(value, name):
-    """Joints (15, 2) float32 of a value from JSON. Raises UserError."""
-    is_list = isinstance(value, list) and len(value) == len(JOINTS)
-    if not (is_list and all(isinstance(point, list) and len(point) == 2 for point in value)):
-        raise UserError(f"{name}: expected {len(JOINTS)} pairs of numbers, found {shown(value)}")
-    joints = np.array([[number(x, name, -10, 10) for x in point] for point in value], np.float32)
-    joints[joints.min(axis=1) < 0] = -1
-    if not has_torso(joints):
-        raise UserError(f"{name}: expected both hips and both shoulders")
-    return joints
-
-
-def in_box(joints, image, aspect=1.0):
-    """(joints in shares of a box, the box) around the person with joints in shares of an image. Raises UserError."""
-    joints = np.where(joints < 0, -1, np.float64(joints) * image.size)
-    if not is_usable(joints):
-        raise UserError("joints: expected hips and shoulders at different places")
-    box = box_around(body(joints), *image.size, aspect=aspect)
-    return shares_of(joints, box), box
-
-
-def number(value, name, low, high):
-    """A value from JSON that is a number. Raises UserError."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not low <= value <= high or math.isnan(value):
-        raise UserError(f"{name}: expected a number from {low:g} to {high:g}, found {shown(value)}")
+def read_dicts(value, name, most):
+    """A list of 1 to `most` objects from JSON. Raises UserError."""
+    is_list = isinstance(value, list) and 1 <= len(value) <= most
+    if not is_list or not all(isinstance(item, dict) for item in value):
+        raise UserError(f"{name}: expected a list of 1 to {most} objects, found {shown(value)}")
     return value
 
 
