@@ -34,7 +34,7 @@ with quiet_stderr():  # TensorFlow greets on stderr while it is imported
 
 from batches import BatchOrder, make_loader, pipeline
 from common.errors import Parser, UserError, number_above_0, reason, run, whole_number
-from common.machine import make_session, set_up_tensorflow
+from common.machine import choose_precision, make_session, set_up_tensorflow
 from dataset.index import open_index
 from deeploss import load_weights
 from inference.evaluation import evaluate, report_toy
@@ -68,6 +68,9 @@ def main(argv=None):
                            if options.checkpoint else None)
         config = load_config(options.config or options.network.config_path(), dict(options.set),
                              None if options.config else options.network.config_name())
+        if config["precision"] == "auto" and options.network:  # a training goes on as it began
+            config["precision"] = options.network.precision()
+        config["precision"] = choose_precision(config["precision"])
         try:
             return MODES[options.mode](options, config)
         except tf.errors.ResourceExhaustedError as error:
@@ -206,6 +209,7 @@ def run_training(options, config):
     last_step = min(end, first_step + DRY_STEPS) if options.dry_run else end
     vgg_weights = load_weights(config["vgg_weights"], config["feature_layers"])
     cluster = join_cluster(config)
+    config = cluster.settle(config)
     order = BatchOrder(index.usable("train"), config["batch_size"], config["seed"],
                        worker=cluster.worker, n_workers=cluster.n_workers)
 

@@ -10,6 +10,7 @@ from common.errors import UserError
 
 # As in malloc.h: M_MMAP_MAX, M_TRIM_THRESHOLD (-1: never) and M_ARENA_MAX.
 MALLOC_OPTIONS = ((-4, 0), (-1, -1), (-8, 1))
+BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}  # of processors that multiply bfloat16 numbers
 
 
 def set_up_tensorflow():
@@ -72,6 +73,24 @@ def session_options(config):
     if config["xla"]:
         options.graph_options.optimizer_options.global_jit_level = tf.OptimizerOptions.ON_1
     return options
+
+
+def choose_precision(precision):
+    """float32 or mixed for a config's precision; auto is mixed where that is faster, by what the processor can do."""
+    if precision != "auto":
+        return precision
+    rewrites = tf.ConfigProto().graph_options.rewrite_options
+    can_rewrite = hasattr(rewrites, "auto_mixed_precision_onednn_bfloat16")
+    return "mixed" if can_rewrite and not has_gpu() and BFLOAT16_FLAGS & cpu_flags() else "float32"
+
+
+def cpu_flags():
+    """What the processor can do, as Linux names it; empty on other systems."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            return next((set(line.split()) for line in file if line.startswith("flags")), set())
+    except OSError:
+        return set()
 
 
 def has_gpu():

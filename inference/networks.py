@@ -30,7 +30,7 @@ from dataset import bags, toy
 from dataset.index import as_shape, open_index
 from nn import Pass
 from training.checkpoints import Checkpoint, CheckpointSaver, checkpoints_in, find_checkpoint
-from training.config import dump_config
+from training.config import dump_config, load_config
 from training.graphs import make_network
 from training.runs import tile, to_uint8
 
@@ -58,6 +58,11 @@ class Network(collections.namedtuple("Network", "name prefix folder")):
         if not os.path.isfile(path):
             raise UserError(f"--config is needed: {self.name} is not in a run folder, which has a config.yaml")
         return os.path.relpath(path)
+
+    def precision(self):
+        """The precision of its own config; auto where it has none."""
+        path = os.path.join(self.folder, "config.yaml")
+        return load_config(path, {}, self.config_name())["precision"] if os.path.isfile(path) else "auto"
 
     def config_name(self):
         """What messages call its config."""

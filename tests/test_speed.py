@@ -8,9 +8,10 @@ import pytest
 import tensorflow.compat.v1 as tf
 from helpers import ROOT, exit_code, only_run
 
+import main
 from batches import BatchOrder, Examples, Loader, pipeline
 from common.errors import UserError
-from common.machine import has_gpu, make_session, session_options
+from common.machine import choose_precision, has_gpu, make_session, session_options
 from dataset.index import Index
 from dataset.toy import make_data_set
 from deeploss import load_weights
@@ -58,6 +59,27 @@ def casts(nodes):
 def clusters(nodes):
     """How many parts of a graph XLA compiles."""
     return sum(node.op in ("_XlaRun", "XlaLaunch") for node in nodes)
+
+
+@pytest.mark.skipif(has_gpu(), reason="there is a GPU")
+def test_auto_is_mixed_where_the_processor_has_bfloat16(monkeypatch):
+    assert [choose_precision(precision) for precision in ("float32", "mixed")] == ["float32", "mixed"]
+    for flags, expected in (({"avx512f", "avx512_bf16"}, "mixed"), ({"avx512f"}, "float32"), (set(), "float32")):
+        monkeypatch.setattr("common.machine.cpu_flags", lambda flags=flags: flags)
+        assert choose_precision("auto") == ("float32" if IS_TF1 else expected)
+
+
+@pytest.mark.skipif(has_gpu(), reason="there is a GPU")
+def test_a_run_saves_what_auto_was_and_a_resumed_one_keeps_it(small_config, tmp_path, monkeypatch):
+    config = small_config(precision="auto", lr_decay_begin=1, lr_decay_end=2)
+    monkeypatch.setattr("common.machine.cpu_flags", lambda: set())
+    assert exit_code(main, "--config", config, "--log_dir", tmp_path / "first") == 0
+    run = only_run(tmp_path / "first")
+    monkeypatch.setattr("common.machine.cpu_flags", lambda: {"avx512_bf16"})
+    longer = small_config(precision="auto", lr_decay_begin=1, lr_decay_end=3)
+    assert exit_code(main, "--config", longer, "--checkpoint", run, "--log_dir", tmp_path / "second") == 0
+    for folder in (run, only_run(tmp_path / "second")):
+        assert load_config(str(folder / "config.yaml"))["precision"] == "float32"
 
 
 @pytest.mark.skipif(has_gpu() or not IS_TF1, reason="there is a GPU, or bfloat16 for CPUs")
@@ -168,7 +190,7 @@ def test_a_step_computes_no_gradient_of_vgg19s_weights(graph, small_config):
 
 
 @pytest.mark.parametrize("given, words", [
-    ("precision=mixde", "--set: precision: mixde: expected float32 or mixed"),
+    ("precision=mixde", "--set: precision: mixde: expected float32, mixed or auto"),
     ("batch_szie=8", "did you mean batch_size")])
 def test_the_benchmark_checks_what_is_set(given, words, small_config, capsys):
     assert exit_code(benchmark, "input", "--config", small_config(), "--set", given) == 2

@@ -46,6 +46,10 @@ class Alone:
         """A context in which operations are placed on this worker."""
         return contextlib.nullcontext()
 
+    def settle(self, config):
+        """The config with worker 0's precision, which all must share."""
+        return config
+
     def average(self, tensors):
         """The means over all workers of float32 tensors: gradients, in the order of the layers."""
         return tensors
@@ -72,7 +76,8 @@ class Cluster:
 
     def __init__(self, addresses, worker, config):
         self.worker, self.n_workers = worker, len(addresses)
-        self.options = session_options(config)
+        self._pulse = Pulse(addresses, worker, config["precision"])
+        self.options = session_options(self.settle(config))
         self._uses_nccl = uses_nccl(config["collectives"])
         self.options.experimental.collective_nccl = self._uses_nccl
         self.options.experimental.collective_group_leader = "/job:worker/replica:0/task:0"
@@ -85,7 +90,9 @@ class Cluster:
         self._server = server
         self.target = server.target
         self._instances = 0
-        self._pulse = Pulse(addresses, worker)
+
+    def settle(self, config):
+        return dict(config, precision=self._pulse.word)
 
     def device(self):
         kind = "GPU" if has_gpu() else "CPU"
@@ -190,10 +197,11 @@ class Pulse:
 
     A process whose partner is silent or gone ends itself, with a line that says so: its own training may be waiting for
     that partner within TensorFlow, where no exception reaches it. note(line), where there is one, is called before.
+    word: what worker 0 tells the others when all are there.
     """
 
-    def __init__(self, addresses, worker):
-        self.note = None
+    def __init__(self, addresses, worker, word=""):
+        self.note, self.word = None, word
         self._addresses = addresses
         self._done = threading.Event()
         host, _, port = addresses[0].rpartition(":")
@@ -243,7 +251,7 @@ class Pulse:
                 except (ValueError, ConnectionError):
                     connection.close()  # a stranger
             for connection in connections.values():
-                connection.sendall(ALIVE)  # all are there
+                connection.sendall(ALIVE + self.word.encode() + b"\n")  # all are there
         return connections
 
     def _find_worker_0(self, host, port, worker):
@@ -262,6 +270,7 @@ class Pulse:
         connection.settimeout(max(1.0, end - time.time()))
         if connection.recv(1) != ALIVE:
             raise OSError("it ended before all workers were there")
+        self.word = connection.makefile("rb", buffering=0).readline().decode().strip()
         return {0: connection}
 
     def _beat(self, other, connection):

@@ -72,7 +72,7 @@ KEYS = {
     "kl_weight_end": Key("a number, 0 or more", _is_number, 1.0),
     "kl_ramp": Key("two shares of lr_decay_end, from 0 to 1, the smaller first", _is_ramp, [0.5, 0.75]),
     # speed
-    "precision": Key("float32 or mixed", lambda value: value in ("float32", "mixed"), "float32"),
+    "precision": Key("float32, mixed or auto", lambda value: value in ("float32", "mixed", "auto"), "float32"),
     "xla": Key("true or false", lambda value: isinstance(value, bool), False),
     "collectives": Key("auto, ring or nccl", lambda value: value in ("auto", "ring", "nccl"), "auto"),
     # perceptual loss
