@@ -135,8 +135,11 @@ def open_index(config):
 
 def _joints_of(data):
     """(N, 15, 2) float32 in the order of JOINTS, -1 where occluded."""
-    columns = [list(data["joint_order"]).index(name) for name in JOINTS]
-    joints = np.stack([np.asarray(points, np.float32)[columns] for points in data["joints"]])
+    columns, joints = [list(data["joint_order"]).index(name) for name in JOINTS], data["joints"]
+    if _is_one_array(joints):
+        joints = joints[:, columns].astype(np.float32)
+    else:
+        joints = np.stack([np.asarray(points, np.float32)[columns] for points in joints])
     joints[~is_visible(joints)] = -1
     return joints
 
@@ -179,8 +182,10 @@ def index_faults(data, allow_outside=False):
         faults.append(f"lists of unequal length: {lengths}")
     for key in ("imgs", "shapes"):
         faults += _image_faults(key, lists[key], allow_outside) if key in lists else []
-    faults += [f"train[{i}]: expected true or false, found {shown(flag)}"
-               for i, flag in enumerate(lists.get("train", ())) if not _is_flag(flag)]
+    train = lists.get("train", ())
+    if not (isinstance(train, np.ndarray) and train.dtype.kind == "b"):
+        faults += [f"train[{i}]: expected true or false, found {shown(flag)}"
+                   for i, flag in enumerate(train) if not _is_flag(flag)]
     if not _is_flag(data.get("black_on_white", False)):
         faults.append(f"black_on_white: expected true or false, found {shown(data['black_on_white'])}")
     n_joints = len(data["joint_order"]) if "joint_order" in data and not order_faults else None
@@ -200,6 +205,8 @@ def is_file_name(name):
 
 def leaves_folder(path):
     """Whether a path leads out of the folder that it starts from; every absolute path does."""
+    if ".." not in path and not os.path.isabs(path):  # there may be a million
+        return False
     path = os.path.normpath(path)
     return os.path.isabs(path) or path.split(os.sep)[0] == os.pardir
 
@@ -240,6 +247,9 @@ def _is_flag(value):
 
 def _joints_faults(joints, n_joints):
     """n_joints: how many joint_order names, or None if that is not known."""
+    if _is_one_array(joints) and n_joints in (None, joints.shape[1]) and np.isfinite(joints).all():
+        largest = joints.reshape(len(joints), -1).max(axis=1)
+        return _size_faults(largest, enumerate(largest)) if largest.max() > 2 else []
     joints = list(joints)  # the rows of an array would come and go, and later ones have the ids of earlier ones
     # One list may occur many times, so that a small file holds millions of people: each is checked once, by its id.
     distinct = {id(person): person for person in joints}
@@ -248,13 +258,25 @@ def _joints_faults(joints, n_joints):
     largest = {key: array.max() for key, array in points.items() if wrong[key] is None}
     keys = [id(person) for person in joints]
     faults = [f"joints[{i}]: {wrong[key]}" for i, key in enumerate(keys) if wrong[key] is not None]
+    known = [(i, largest[key]) for i, key in enumerate(keys) if key in largest]
+    return faults + _size_faults([value for _, value in known] or [0], known)
+
+
+def _size_faults(largest, by_number):
+    """largest: coordinates of the people. by_number: (number, largest coordinate) of them."""
     # Single joints a little outside of the picture are common. If most people have one far outside, the unit is wrong.
-    typical = np.median([largest[key] for key in keys if key in largest] or [0])
+    typical = np.median(largest)
     if typical > 2:
-        return faults + [f"joints: expected shares of width and height, 0 to 1, found numbers around {typical:.0f}, "
-                         "as of pixels"]
-    return faults + [f"joints[{i}]: expected shares of width and height, 0 to 1, found {largest[key]:g}"
-                     for i, key in enumerate(keys) if largest.get(key, 0) > MAX_COORDINATE]
+        return [f"joints: expected shares of width and height, 0 to 1, found numbers around {typical:.0f}, as of "
+                "pixels"]
+    return [f"joints[{i}]: expected shares of width and height, 0 to 1, found {value:g}"
+            for i, value in by_number if value > MAX_COORDINATE]
+
+
+def _is_one_array(joints):
+    """Whether joints are an array (N, J, 2) of numbers, which is checked at once: there may be a million people."""
+    is_array = isinstance(joints, np.ndarray) and joints.dtype.kind in "iuf"
+    return is_array and joints.ndim == 3 and joints.shape[2] == 2 and joints.size > 0
 
 
 def _as_points(person):

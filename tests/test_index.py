@@ -1,12 +1,16 @@
+import os
+import subprocess
+import sys
 import time
 
 import cv2
 import numpy as np
 import pytest
-from helpers import make_index, standing
+from helpers import ROOT, make_index, standing
 from PIL import Image
 
 import dataset.index
+from batches import BatchOrder
 from common.errors import UserError
 from dataset.index import JOINTS, Index, index_faults, load_image
 
@@ -185,3 +189,51 @@ def test_a_split_without_people_is_named(tmp_path, split, train, name):
 def test_a_missing_index_says_how_to_get_data(tmp_path):
     with pytest.raises(UserError, match="download_data.sh.*make_toy.py.*docs/data.md"):
         Index(str(tmp_path / "index.p"))
+
+
+MAKE = f"""
+import sys; sys.path.insert(0, {ROOT!r})
+import numpy as np
+from dataset.index import JOINTS, STANDING
+from dataset.pickles import dump_index
+n, person = 10**6, np.array([STANDING[name] for name in JOINTS], np.float32)
+dump_index({{"joint_order": list(JOINTS), "imgs": [f"images/{{i:07}}.jpg" for i in range(n)],
+            "train": np.arange(n) % 50 != 0, "joints": np.broadcast_to(person, (n, 15, 2)).copy()}}, sys.argv[1])
+"""
+READ = f"""
+import re, sys, time; sys.path.insert(0, {ROOT!r})
+from dataset.index import Index
+start = time.time()
+Index(sys.argv[1]).usable("train")
+print(time.time() - start, re.search("VmHWM:[^0-9]*([0-9]+)", open("/proc/self/status").read()).group(1))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is read from Linux's /proc")
+def test_a_million_people_are_read_soon_and_in_little_memory(tmp_path):
+    path = str(tmp_path / "index.p")
+    subprocess.run([sys.executable, "-c", MAKE, path], check=True)
+    done = subprocess.run([sys.executable, "-c", READ, path], check=True, stdout=subprocess.PIPE)
+    seconds, kilobytes = map(float, done.stdout.split())
+    assert seconds < 20 and kilobytes < 10**6, done.stdout  # 10 s where nothing else runs
+    os.remove(path)  # 200 MB
+
+
+def test_the_order_of_a_million_people_takes_no_time():
+    start, order = time.time(), BatchOrder(np.arange(10**6), 16, seed=0)
+    for k in (0, 62499, 62500):  # the last batch of a pass, and the next
+        assert len(order.batch(k)) == 16
+    assert time.time() - start < 2
+
+
+def test_one_array_of_joints_is_checked_as_a_list_of_them_is(tmp_path):
+    person = standing()
+    for changed in (np.nan, np.inf, 150.0):
+        joints = np.stack([person, person.copy(), person])
+        joints[1, 4] = changed
+        data = {"joint_order": list(JOINTS), "imgs": ["a.png", "b.png", "c.png"], "train": [True, False, True]}
+        faults = index_faults(dict(data, joints=joints))
+        assert faults == index_faults(dict(data, joints=list(joints))) and len(faults) == 1 and "joints[1]" in faults[0]
+    assert "as of pixels" in index_faults(dict(data, joints=100 * np.stack([person] * 3)))[0]
+    assert "expected shape (15, 2)" in index_faults(dict(data, joints=np.zeros((3, 14, 2))))[0]
