@@ -22,6 +22,7 @@ import json
 import math
 import os
 import shlex
+import shutil
 import signal
 import sys
 import tempfile
@@ -59,6 +60,7 @@ def main(argv=None):
     """Runs one command; returns its exit code where that is not 0. Raises UserError."""
     options = parse_options(argv)
     if options.workers is not None and WORKER not in os.environ:
+        load_config(options.config, dict(options.set))  # bad input is said once, not by each worker
         words = sys.argv[1:] if argv is None else argv
         return launch([sys.executable, os.path.abspath(__file__)] + words, options.workers)
     set_up_tensorflow()
@@ -68,7 +70,7 @@ def main(argv=None):
                            if options.checkpoint else None)
         config = load_config(options.config or options.network.config_path(), dict(options.set),
                              None if options.config else options.network.config_name())
-        if config["precision"] == "auto" and options.network:  # a training goes on as it began
+        if config["precision"] == "auto" and options.network and not options.retrain:  # goes on as it began
             config["precision"] = options.network.precision()
         config["precision"] = choose_precision(config["precision"])
         try:
@@ -144,7 +146,8 @@ def add_other_options(parser):
 def check_options(parser, options):
     """Refuses options that do not go together."""
     for name, modes in MODES_OF_OPTIONS.items():
-        if getattr(options, name.replace("-", "_")) not in (None, False) and options.mode not in modes:
+        value = getattr(options, name.replace("-", "_"))
+        if value is not None and value is not False and options.mode not in modes:
             parser.error(f"--{name} goes with --mode {' or '.join(modes)}")
     for name in ("appearance", "pose"):
         if options.mode == "animate" and getattr(options, name) is None:
@@ -174,27 +177,6 @@ def page(options, config):
 # ---------------------------------------------------------------------------------------------- training
 
 def train(options, config):
-    with contextlib.ExitStack() as stack:
-        if options.dry_run:
-            options.log_dir = stack.enter_context(scratch_folder(options.log_dir))
-        return run_training(options, config)
-
-
-@contextlib.contextmanager
-def scratch_folder(log_dir):
-    """A new folder in log_dir, which goes, as log_dir does if it was not there. Raises UserError."""
-    was_there = os.path.isdir(log_dir)
-    try:
-        os.makedirs(log_dir, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="dry-run-", dir=log_dir) as folder:
-            yield folder
-        if not was_there:
-            os.removedirs(log_dir)
-    except OSError as error:
-        raise UserError(f"--log_dir: cannot make a folder in {log_dir}: {error.strerror}")
-
-
-def run_training(options, config):
     index = open_index(config)
     load = make_loader(index, config)
     index.usable("test")  # before a cluster forms, bad input has been found
@@ -222,6 +204,7 @@ def run_training(options, config):
         restorer = CheckpointSaver(graph.model_variables) if has_weights_only else saver
         tf.get_default_graph().finalize()
         with make_session(config, cluster) as session, contextlib.ExitStack() as stack:
+            memory_before = peak_memory()
             first_images = order.front(config["init_batches"] * config["batch_size"])
             set_weights(session, graph, restorer, checkpoint, retrain=options.retrain,
                         make_init_batch=lambda: load.batch(first_images))
@@ -236,18 +219,40 @@ def run_training(options, config):
                 run.say(f"training from step {first_step} to {end}{origin}; pictures and checkpoints: {run.folder}")
             trainer = Trainer(config=config, session=session, graph=graph, saver=saver, load=load, run=run,
                               test_batch=test_batch, validation=validation)
-            stopped_by = trainer.train(first_step, last_step)
+            stopped_by = trainer.train(first_step, last_step, log_first=options.dry_run)
             cluster.leave()
-            if run is not None and options.dry_run:
-                trainer.forecast(first_step)
-            elif run is not None:
+            if run is not None and options.dry_run and not stopped_by:
+                trainer.forecast(end - first_step, memory_before)
+            elif run is not None and not options.dry_run:
                 finish(trainer, options, index, stopped_by)
     return 128 + stopped_by if stopped_by else 0
 
 
+@contextlib.contextmanager
+def scratch_folder(log_dir):
+    """A new folder in log_dir; removes it at the end, and log_dir with it where that was made too. Raises UserError."""
+    missing, parent = [], os.path.abspath(log_dir)
+    while not os.path.exists(parent):
+        missing.append(parent)
+        parent = os.path.dirname(parent)
+    try:
+        os.makedirs(log_dir, exist_ok=True)
+        folder = tempfile.mkdtemp(prefix="dry-run-", dir=log_dir)
+    except OSError as error:
+        raise UserError(f"--log_dir: cannot make a folder in {log_dir}: {error.strerror}")
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another run may have begun in it
+            for made in missing:
+                os.rmdir(made)
+
+
 def start_run(stack, options, config, index, cluster):
     """The Run of a training, which ends with the stack."""
-    run = stack.enter_context(Run(options.log_dir, config, silent=options.dry_run))
+    log_dir = stack.enter_context(scratch_folder(options.log_dir)) if options.dry_run else options.log_dir
+    run = stack.enter_context(Run(log_dir, config, silent=options.dry_run))
     run.write(DETAILS, details_of(index, config))
     cluster.log_with(run.log)
     return run
@@ -317,18 +322,21 @@ class Trainer:
         self.run, self.test_batch, self.validation, self.transfers = run, test_batch, validation, None
         self.renderer = Renderer(graph.rendering, session)
         self.check = FiniteCheck(graph.may_overflow)
-        self.time_use, self.memory_before = TimeUse(), peak_memory()
+        self.time_use = TimeUse()
         self.steps, self.seconds, self.waited = 0, 0.0, 0.0  # since the last log
 
-    def train(self, step, end):
-        """Trains from one step to another, or to a SIGINT or SIGTERM, whose number it returns."""
-        batch_size = self.config["batch_size"]
+    def train(self, step, end, log_first=False):
+        """Trains from one step to another, or to a SIGINT or SIGTERM, whose number it returns.
+
+        log_first: whether the first of these steps is logged, as step 0 always is.
+        """
+        batch_size, first = self.config["batch_size"], step if log_first else 0
         bar = progress_bar(total=end * batch_size, initial=step * batch_size, unit="image", unit_scale=True,
                            disable=self.run is None)
         stopping = False
         with bar, StopSignal() as signals:
             while step < end and not stopping:
-                log_now = step == 0 or (step + 1) % self.config["log_freq"] == 0
+                log_now = step == first or (step + 1) % self.config["log_freq"] == 0
                 scalars, batch, stopping = self.train_step(step, log_now, signals)
                 step += 1
                 bar.set_postfix(step=step, loss=f"{scalars['loss']:.4g}", refresh=False)
@@ -369,7 +377,7 @@ class Trainer:
             saved = "" if self.run is None else f" (step {step} is saved: {self.save(step)})"
             raise UserError(f"{self.load.failure}{saved}")
         self.check(step, scalars)
-        self.note_step(time.time() - start, scalars["input_s"])
+        self.note_step(time.time() - start, scalars.pop("input_s"))
         if self.graph.cluster.n_workers == 1:
             stopping = signals.number != 0  # also where the signal came during the step
         return scalars, batch, stopping
@@ -390,15 +398,16 @@ class Trainer:
             valid = self.draw("valid_", step, self.test_batch)
             step_s = self.seconds / self.steps
             rate = self.config["batch_size"] * self.graph.cluster.n_workers / step_s
-            share, memory, left = self.waited / self.seconds, peak_memory() / 1e9, n_left * step_s
+            share, memory, left = self.waited / self.seconds, peak_memory() / 1e9, ""
             scalars = dict(scalars, global_step=step, step_s=step_s, images_per_s=rate, input_share=share,
-                           memory_gb=memory, left_s=left)
+                           memory_gb=memory)
+            if self.time_use.times["steps"]:  # the first step says nothing of the others
+                scalars["left_s"] = n_left * step_s
+                left = f", {as_time(n_left * step_s)} left"
             scalars.update((name + "_valid", value) for name, value in dict(valid, global_step=step).items())
             self.run.scalars(step, scalars)
-            line = (f"step {step}: loss {scalars['loss']:.4g}, KL {scalars['kl_loss']:.4g}, {step_s:.3g} s/step, "
-                    f"{rate:.3g} images/s, {100 * share:.1f} % waiting for input, {memory:.2f} GB")
-            is_typical = self.time_use.times["steps"] > 0  # the first step says nothing of the others
-            self.run.say(f"{line}, {as_time(left)} left" if is_typical else line)
+            self.run.say(f"step {step}: loss {scalars['loss']:.4g}, KL {scalars['kl_loss']:.4g}, {step_s:.3g} s/step, "
+                         f"{rate:.3g} images/s, {100 * share:.1f} % waiting for input, {memory:.2f} GB{left}")
             self.steps, self.seconds, self.waited = 0, 0.0, 0.0
 
     def draw(self, prefix, step, batch):
@@ -433,11 +442,10 @@ class Trainer:
         with self.time_use.of("checkpoints"):
             return self.saver.save(self.session, self.run.checkpoints, step)
 
-    def forecast(self, first_step):
-        """Prints what the whole training will cost, from one that has done everything once."""
-        n_steps = self.config["lr_decay_end"] - first_step
+    def forecast(self, n_steps, memory_before):
+        """Prints what a training of n_steps will cost, after everything was done once."""
         for line in forecast(self.config, n_steps, graph=self.graph, time_use=self.time_use, run=self.run,
-                             memory_before=self.memory_before, n_workers=self.graph.cluster.n_workers):
+                             memory_before=memory_before, n_workers=self.graph.cluster.n_workers):
             print(line)
 
 

@@ -183,7 +183,7 @@ def index_faults(data, allow_outside=False):
     for key in ("imgs", "shapes"):
         faults += _image_faults(key, lists[key], allow_outside) if key in lists else []
     train = lists.get("train", ())
-    if not (isinstance(train, np.ndarray) and train.dtype.kind == "b"):
+    if not (isinstance(train, np.ndarray) and train.dtype.kind == "b" and train.ndim == 1):
         faults += [f"train[{i}]: expected true or false, found {shown(flag)}"
                    for i, flag in enumerate(train) if not _is_flag(flag)]
     if not _is_flag(data.get("black_on_white", False)):
@@ -263,7 +263,7 @@ def _joints_faults(joints, n_joints):
 
 
 def _size_faults(largest, by_number):
-    """largest: coordinates of the people. by_number: (number, largest coordinate) of them."""
+    """largest: the largest coordinate of each person. by_number: (number, largest coordinate) of them."""
     # Single joints a little outside of the picture are common. If most people have one far outside, the unit is wrong.
     typical = np.median(largest)
     if typical > 2:

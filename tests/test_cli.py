@@ -19,6 +19,7 @@ from common.errors import UserError
 from dataset.index import Index
 from training.checkpoints import CheckpointSaver, find_checkpoint
 from training.config import load_config
+from training.cost import largest_batch
 from training.runs import Run
 
 SLOW_TRAIN = pytest.param("train", marks=pytest.mark.slow)
@@ -435,13 +436,31 @@ def test_a_dry_run_says_what_a_training_costs_and_leaves_nothing(small_config, t
     total, parts = re.search(r"^parameters: ([\d,]+) \((.*)\)$", out, re.MULTILINE).groups()
     assert sum(int(n.replace(",", "")) for n in re.findall(r"[\d,]*\d", parts)) == int(total.replace(",", "")) > 0
     for line in (r"a step: [\d.,]+ GFLOP, [\d.e-]+ s, [\d.e+]+ images/s, [\d.e+-]+ GFLOP/s",
-                 r"memory: [\d.]+ GB; the largest batch that fits is about \d+",
-                 r"disk: [\d,]+ MB a checkpoint, about [\d.]+ GB the whole run",
+                 r"memory: [\d.]+ GB(; the largest batch that fits is about \d{2,6})?",
+                 r"disk: \d MB a checkpoint, about 0.\d+ GB the whole run",
                  r"time: about [\d:]+ for 1000 steps, \d+ % of it in them"):
         assert re.search(f"^{line}$", out, re.MULTILINE), out
     assert "training from" not in out
     assert exit_code(main, "--config", small_config(data_index="no.p"), "--dry-run") == 2
     assert exit_code(main, "--config", config, "--dry-run", "--log_dir", "/dev/null/log") == 2
+    (tmp_path / "empty").mkdir()
+    assert exit_code(main, "--config", small_config(lr_decay_end=1, lr_decay_begin=0), "--dry-run", "--log_dir",
+                     "empty/new/log") == 0
+    assert sorted(str(path) for path in tmp_path.rglob("*")) == sorted(before + [str(tmp_path / "empty")])
+
+
+def test_a_dry_run_goes_on_from_a_checkpoint(trained, small_config, tmp_path, capsys):
+    config = small_config(lr_decay_end=1000, log_freq=100)
+    assert exit_code(main, "--config", config, "--dry-run", "--checkpoint", trained[0], "--log_dir", tmp_path) == 0
+    assert "time: about" in capsys.readouterr().out
+
+
+def test_the_largest_batch_is_estimated_from_what_a_batch_took(monkeypatch):
+    monkeypatch.setattr("training.cost.free_memory", lambda: 12 * 10**9)
+    assert largest_batch(10, 10**9) == 110  # 120 MB an image, with a margin
+    monkeypatch.setenv("VUNET_WORKERS", "2")
+    assert largest_batch(10, 10**9) == 60
+    assert largest_batch(10, 1000) is None
 
 
 def test_a_training_says_how_it_goes_and_where_its_time_went(trained):

@@ -1,5 +1,4 @@
 """Several workers, in real processes on this machine."""
-import contextlib
 import glob
 import json
 import os
@@ -72,6 +71,7 @@ def test_gradients_are_averaged_in_buckets_of_about_one_size():
 
 
 def test_nccl_is_for_gpus(monkeypatch):
+    monkeypatch.setattr("training.cluster.has_gpu", lambda: False)
     with pytest.raises(UserError, match="collectives: nccl: expected a GPU"):
         uses_nccl("nccl")
     assert not uses_nccl("auto")
@@ -125,6 +125,14 @@ def worker_process(folder, addresses, number, config):
 
 
 @pytest.mark.slow
+def test_workers_make_a_dry_run(small_config, tmp_path):
+    process = launch(tmp_path, 2, "--config", small_config(**TINY), "--dry-run")
+    stdout, stderr = process.communicate(timeout=200)
+    assert process.returncode == 0 and "time: about" in stdout, stderr
+    assert not (tmp_path / "log").exists()
+
+
+@pytest.mark.slow
 def test_when_a_worker_dies_the_others_end_and_training_can_go_on(small_config, tmp_path):
     config = small_config(lr_decay_end=100000, log_freq=100000, test_freq=100000, ckpt_freq=20, **TINY)
     addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
@@ -153,8 +161,9 @@ PULSE = f"""
 import sys, time; sys.path.insert(0, {ROOT!r})
 from training import cluster
 cluster.SILENCE, cluster.BEAT = 2, 0.2
-cluster.Pulse(["127.0.0.1:%d" % int(sys.argv[1]), "127.0.0.1:9"], int(sys.argv[2]))
-print("there", flush=True)
+number = int(sys.argv[2])
+pulse = cluster.Pulse(["127.0.0.1:%d" % int(sys.argv[1]), "127.0.0.1:9"], number, ["mixed", "float32"][number])
+print(pulse.word, flush=True)
 time.sleep(60)
 """
 
@@ -165,7 +174,7 @@ def test_a_worker_that_hangs_is_noticed():
     processes = [subprocess.Popen([sys.executable, "-c", PULSE, str(port), str(number)], stdout=subprocess.PIPE,
                                   stderr=subprocess.PIPE, universal_newlines=True) for number in range(2)]
     for process in processes:
-        assert process.stdout.readline() == "there\n"
+        assert process.stdout.readline() == "mixed\n"  # worker 0's word
     processes[0].send_signal(signal.SIGSTOP)
     _, stderr = processes[1].communicate(timeout=30)
     processes[0].kill()
@@ -207,12 +216,16 @@ time.sleep(60)"""
 
 @pytest.mark.parametrize("options, tf_config, words", [
     (["--workers", "-1"], "", "--workers: expected a whole number from 0 to 1000, found -1"),
-    (["--workers", "2"], "{}", "--workers: expected no TF_CONFIG beside it"),
-    (["--workers", "2", "--mode", "evaluate", "--checkpoint", "x"], "", "--workers goes with --mode train")])
-def test_bad_numbers_of_workers_are_one_line(options, tf_config, words, monkeypatch, capsys):
+    (["--workers", "2"], "{}", "--workers: the environment variable TF_CONFIG names workers too"),
+    (["--workers", "0", "--mode", "evaluate", "--checkpoint", "x"], "", "--workers goes with --mode train"),
+    (["--workers", "2", "--set", "batch_size=x"], "", "--set: batch_size: x: expected a positive")])
+def test_bad_numbers_of_workers_are_one_line(options, tf_config, words, small_config, monkeypatch, capsys):
     monkeypatch.setenv("TF_CONFIG", tf_config)
-    with contextlib.suppress(SystemExit):
-        assert exit_code(main, "--config", "x.yaml", *options) == 2
+    try:
+        code = exit_code(main, "--config", small_config(), *options)
+    except SystemExit as end:
+        code = end.code
+    assert code == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
 

@@ -22,7 +22,7 @@ ORDER = """
     dataset.index < batches
     common.errors < training.workers
     deeploss < training.config < training.runs training.checkpoints training.curves training.cluster
-    training.checkpoints < training.cost
+    training.checkpoints training.workers < training.cost
     nn models deeploss batches training.cluster < training.graphs
 """
 FREE = ("inference", "main")  # these import anything that is no tool; the tools and tests, anything

@@ -30,7 +30,7 @@ with quiet_stderr():
 
 from batches import BatchOrder, make_loader, pipeline
 from common.errors import Parser, UserError, run, shown, whole_number
-from common.machine import cpu_count, make_session, set_up_tensorflow
+from common.machine import choose_precision, cpu_count, make_session, set_up_tensorflow
 from dataset.index import JOINTS, STANDING, open_index
 from dataset.pairs import edges
 from dataset.pickles import dump_index
@@ -50,6 +50,7 @@ def main(argv=None):
     else:
         set_up_tensorflow()
         config = load_config(options.config, dict(options.set))
+        config["precision"] = choose_precision(config["precision"])
         with tempfile.TemporaryDirectory() as folder:
             results = BENCHMARKS[options.what](config, options, folder)
     if options.json:

@@ -33,7 +33,7 @@ SILENCE = 30  # seconds without one after which a worker is given up
 PATIENCE = 600  # seconds that workers may start apart from one another
 ALIVE, DONE = b".", b"!"
 LOST = 3  # exit code of a worker that lost another
-N_BUCKETS = 4  # of gradients: averages of the last layers' hide behind the backward pass through the first
+N_BUCKETS = 4  # of gradients: those of the last layers are averaged while those of the first are computed
 OWN_ERRORS = (tf.errors.ResourceExhaustedError, tf.errors.InvalidArgumentError)  # not from another worker's end
 
 
@@ -76,20 +76,25 @@ class Cluster:
 
     def __init__(self, addresses, worker, config):
         self.worker, self.n_workers = worker, len(addresses)
-        self._pulse = Pulse(addresses, worker, config["precision"])
-        self.options = session_options(self.settle(config))
         self._uses_nccl = uses_nccl(config["collectives"])
-        self.options.experimental.collective_nccl = self._uses_nccl
-        self.options.experimental.collective_group_leader = "/job:worker/replica:0/task:0"
-        self.options.device_filters.append(f"/job:worker/task:{worker}")
+        options = self._options(config)
         try:
             with quiet_stderr():
-                server = tf.train.Server({"worker": addresses}, "worker", worker, config=self.options)
+                server = tf.train.Server({"worker": addresses}, "worker", worker, config=options)
         except tf.errors.OpError as error:
             raise UserError(f"TF_CONFIG: worker {worker} cannot serve at {addresses[worker]}: {error.message}")
         self._server = server
         self.target = server.target
         self._instances = 0
+        self._pulse = Pulse(addresses, worker, config["precision"])
+        self.options = self._options(self.settle(config))
+
+    def _options(self, config):
+        options = session_options(config)
+        options.experimental.collective_nccl = self._uses_nccl
+        options.experimental.collective_group_leader = "/job:worker/replica:0/task:0"
+        options.device_filters.append(f"/job:worker/task:{self.worker}")
+        return options
 
     def settle(self, config):
         return dict(config, precision=self._pulse.word)
@@ -270,7 +275,10 @@ class Pulse:
         connection.settimeout(max(1.0, end - time.time()))
         if connection.recv(1) != ALIVE:
             raise OSError("it ended before all workers were there")
-        self.word = connection.makefile("rb", buffering=0).readline().decode().strip()
+        word = connection.makefile("rb", buffering=0).readline().decode()
+        if not word.endswith("\n"):
+            raise OSError("it ended while all workers met")
+        self.word = word.strip()
         return {0: connection}
 
     def _beat(self, other, connection):
@@ -293,8 +301,8 @@ class Pulse:
         except OSError:
             pass  # a connection that breaks has ended, too
         if not self._done.wait(1):  # a worker that ends for a reason of its own says so; this one only follows
-            self._end(f"worker {other} ({self._addresses[other]}) {what}, and this one with it; the last checkpoint is "
-                      "whole, and the same command with --checkpoint goes on from it")
+            self._end(f"worker {other} ({self._addresses[other]}) {what}, and this one with it; the last checkpoint, "
+                      "if there is one, is whole, and the same command with --checkpoint goes on from it")
 
     def _end(self, line):
         """Ends this process, whatever its other threads wait for."""

@@ -2,18 +2,22 @@
 import collections
 import contextlib
 import os
+import re
 import resource
 import sys
 import time
 
 import numpy as np
 
+from common.machine import has_gpu
 from training.checkpoints import KEPT
+from training.workers import N_WORKERS
 
 # The sub-networks by the scopes of their variables.
 NETWORKS = {"enc_up": "appearance encoder", "enc_down": "posterior", "dec_up": "shape encoder", "dec_down": "decoder",
             "dec_params": "output"}
-EXTRAS = 1.2  # room that a larger batch needs beside what was measured: allocators do not fill all that they hold
+MEMORY_MARGIN = 1.2  # allocators do not fill all that they hold
+MIN_BYTES = 2**20  # a smaller growth per image says nothing of the batch
 
 
 # ---------------------------------------------------------------------------------------------- time
@@ -64,15 +68,15 @@ def peak_memory():
 
 
 def free_memory():
-    """Bytes of the machine's memory that nothing uses, or that its control group leaves to this process."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        with open("/proc/meminfo", encoding="ascii") as file:
-            free = 1024 * next(int(line.split()[1]) for line in file if line.startswith("MemAvailable:"))
-    with contextlib.suppress(OSError, ValueError):
-        limit, used = (_number_in(f"/sys/fs/cgroup/memory.{what}") for what in ("max", "current"))
-        free = min(free, limit - used)
-    return free
+    """Bytes of memory that this process may still take, on Linux; None where nothing tells."""
+    free = []
+    with contextlib.suppress(OSError, ValueError, StopIteration), open("/proc/meminfo", encoding="ascii") as file:
+        free.append(1024 * next(int(line.split()[1]) for line in file if line.startswith("MemAvailable:")))
+    for limit, used in (("memory.max", "memory.current"),  # control groups of containers, version 2 and 1
+                        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+        with contextlib.suppress(OSError, ValueError):
+            free.append(_number_in(f"/sys/fs/cgroup/{limit}") - _number_in(f"/sys/fs/cgroup/{used}"))
+    return max(0, min(free)) if free else None
 
 
 def _number_in(path):
@@ -130,31 +134,48 @@ def _flop_of(op):
 def forecast(config, n_steps, *, graph, time_use, run, memory_before, n_workers):
     """Lines on what a training of n_steps costs, from one that has done everything once.
 
-    graph: its TrainingGraph. time_use: its TimeUse. run: its Run. memory_before: bytes held before its first step.
+    graph: its TrainingGraph. time_use: its TimeUse. run: its Run. memory_before: bytes held before its session had
+    weights and batches.
     """
     parameters, flop = count_parameters(graph.model_variables), count_flop(graph.update)
-    step_s, images = time_use.mean("steps"), config["batch_size"] * n_workers
+    step_s, images = time_use.mean("steps") or time_use.mean("start"), config["batch_size"] * n_workers
     every = {"steps": 1, "logging": config["log_freq"], "pictures": config["test_freq"],
              "evaluation": config["eval_freq"], "checkpoints": config["ckpt_freq"]}
     times = {what: -(-n_steps // freq) for what, freq in every.items() if freq}  # all but steps at the end too
-    seconds = sum(n * time_use.mean(what) for what, n in times.items())
-    checkpoint = folder_size(run.checkpoints) / (2 if os.path.exists(os.path.join(run.checkpoints, "best.json")) else 1)
-    pictures = 2 * folder_size(run.folder, ".png")  # TensorBoard's events hold them once more
+    seconds = n_steps * step_s + sum(n * time_use.mean(what) for what, n in times.items() if what != "steps")
+    checkpoint = max(file_sizes(run.checkpoints, r"model\.ckpt-(\d+)").values())
     disk = checkpoint * (min(times["checkpoints"], KEPT) + bool(config["eval_freq"]))
-    disk += pictures * max(times["logging"], times["pictures"], 1)
-    per_image = EXTRAS * max(1.0, peak_memory() - memory_before) / config["batch_size"]
-    batch = config["batch_size"] + int(max(0, free_memory()) / per_image)
+    for what, name in (("logging", r"(?!test|transfer).*\.png"), ("pictures", r"(test|transfer).*\.png")):
+        once = sum(file_sizes(run.folder, name).values()) / max(1, time_use.times[what])
+        disk += 2 * times[what] * once  # TensorBoard's events hold pictures once more
+    batch = largest_batch(config["batch_size"], peak_memory() - memory_before)
     by_network = ", ".join(f"{name} {n:,}" for name, n in parameters.items() if n)
     return [
         f"parameters: {sum(parameters.values()):,} ({by_network})",
         f"a step: {flop / 1e9:,.1f} GFLOP, {step_s:.3g} s, {images / step_s:.3g} images/s, "
         f"{flop / 1e9 / step_s:.3g} GFLOP/s",
-        f"memory: {peak_memory() / 1e9:.2f} GB; the largest batch that fits is about {batch}",
+        f"memory: {peak_memory() / 1e9:.2f} GB" + (f"; the largest batch that fits is about {batch}" if batch else ""),
         f"disk: {checkpoint / 1e6:,.0f} MB a checkpoint, about {disk / 1e9:.2f} GB the whole run",
         f"time: about {as_time(seconds)} for {n_steps} steps, {100 * n_steps * step_s / seconds:.0f} % of it in them"]
 
 
-def folder_size(folder, extension=""):
-    """Bytes of the files with this extension in a folder and below."""
-    return sum(os.path.getsize(os.path.join(base, name)) for base, _, names in os.walk(folder) for name in names
-               if name.endswith(extension))
+def largest_batch(batch_size, growth):
+    """About how many images a batch may have that fits in this machine's memory; None where nothing tells.
+
+    growth: bytes that weights and batches of batch_size took, so that the estimate is low rather than high.
+    """
+    free, per_image = free_memory(), MEMORY_MARGIN * growth / batch_size
+    if has_gpu() or free is None or per_image < MIN_BYTES:
+        return None
+    n_here = int(os.environ.get(N_WORKERS, "1"))
+    return batch_size + int(free / n_here / per_image)
+
+
+def file_sizes(folder, pattern):
+    """{what a pattern matches at the start of a file's name: bytes of all these files} of a folder."""
+    sizes = collections.Counter()
+    for name in os.listdir(folder):
+        match = re.match(pattern, name)
+        if match:
+            sizes[match.group()] += os.path.getsize(os.path.join(folder, name))
+    return sizes

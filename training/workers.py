@@ -2,6 +2,7 @@
 
 When a worker fails, all end. Ctrl-C and SIGTERM stop all after the current step, with a checkpoint.
 """
+import contextlib
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ import time
 
 from common.errors import UserError
 
-WORKER = "VUNET_WORKER"  # in the environment of the workers that `launch` starts
+WORKER, N_WORKERS = "VUNET_WORKER", "VUNET_WORKERS"  # in the environment of the workers that `launch` starts
 TO_NOTICE = 5.0  # seconds in which the workers end by themselves when one has failed
 TO_SAVE = 20.0  # seconds from SIGTERM to SIGKILL
 
@@ -25,7 +26,7 @@ def launch(command, n_workers):
     n_workers: 0 for one per GPU or, without GPUs, a single one. Raises UserError.
     """
     if os.environ.get("TF_CONFIG", "").strip():
-        raise UserError("--workers: expected no TF_CONFIG beside it, which names the workers too")
+        raise UserError("--workers: the environment variable TF_CONFIG names workers too; expected one of the two")
     environments = make_environments(n_workers)
     try:
         workers = [start(command, worker, len(environments), environment)
@@ -53,7 +54,7 @@ def make_environments(n_workers):
     for worker in range(n_workers):
         config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": worker}}
         environment = dict(os.environ, TF_CONFIG=json.dumps(config))
-        environment[WORKER] = str(worker)
+        environment.update({WORKER: str(worker), N_WORKERS: str(n_workers)})
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = gpus[worker]
         environments.append(environment)
@@ -105,16 +106,27 @@ def start(command, worker, n_workers, environment):
     cores = cores_of(worker, n_workers)
     on_gpu = environment.get("CUDA_VISIBLE_DEVICES", "").strip() not in ("", "-1")
 
-    def settle():
-        if cores and not on_gpu:
-            os.sched_setaffinity(0, cores)
-
     pipes = {} if worker == 0 else {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "universal_newlines": True}
     # In a session of its own, as this process passes the terminal's Ctrl-C on.
-    process = subprocess.Popen(command, env=environment, preexec_fn=settle, start_new_session=True, **pipes)
+    with on_cores([] if on_gpu else cores):
+        process = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
     if worker > 0:
         threading.Thread(target=relay, args=(process, worker), daemon=True).start()
     return process
+
+
+@contextlib.contextmanager
+def on_cores(cores):
+    """Has this process run on these cores, and what it starts meanwhile for good."""
+    if not cores:
+        yield
+        return
+    all_cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, all_cores)
 
 
 def relay(process, worker):
@@ -130,7 +142,8 @@ class Stopper:
         self.workers, self.asked = workers, False
 
     def __call__(self, number, frame):
-        signal_workers(self.workers, signal.SIGKILL if self.asked else signal.SIGTERM)
+        gentle = signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
+        signal_workers(self.workers, signal.SIGKILL if self.asked else gentle)
         self.asked = True
 
 
@@ -167,4 +180,3 @@ def wait(workers, stopper):
 def first_failure(workers):
     """The exit code of the first worker that has failed, or 0."""
     return next((worker.returncode for worker in workers if worker.poll()), 0)
-
