@@ -398,7 +398,11 @@ class Drawing {
 const people = new Map();
 // Which of them, by key, gives what.
 const slots = {who: null, blend: null};
-const titleOf = (slot) => ({who: "Person"})[slot] || slot[0].toUpperCase() + slot.slice(1);
+const nounOf = () => network.needs_joints ? "person" : "image";
+const titleOf = (slot) => {
+  const title = slot === "who" ? nounOf() : slot;
+  return title[0].toUpperCase() + title.slice(1);
+};
 let activeSlot = "who";
 let shown = null;  // in the editor
 let editor, figure, drawing;
@@ -513,7 +517,7 @@ async function showMore() {
   $("more").disabled = true;
   const start = [...people.values()].filter((person) => !person.photo).length;
   for (const {person, joints} of await askJson(`people/from/${start}`)) {
-    addPerson({key: `person ${person}`, name: `person ${person}`, person, joints, image: `people/${person}.jpg`,
+    addPerson({key: `person ${person}`, name: `${nounOf()} ${person}`, person, joints, image: `people/${person}.jpg`,
       aspect: network.aspect});
   }
   $("more").disabled = false;

@@ -79,8 +79,7 @@ def is_loopback(host):
 def make_app(studio, only_local):
     """The Flask application. only_local: whether requests must call their host by a name of this machine."""
     app = flask.Flask(__name__, static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = MAX_BYTES
-    app.before_request(functools.partial(refuse_other_sites, only_local))
+    app.before_request(functools.partial(refuse, only_local))
     app.after_request(add_headers)
     for kind, status in ((UserError, 400), (Gone, 410)):
         app.register_error_handler(kind, lambda error, status=status: answer(f"{error}\n", status=status))
@@ -152,15 +151,16 @@ def add_headers(response):
     return response
 
 
-def refuse_other_sites(only_local):
-    """An answer for requests that other sites have the browser send, or None."""
+def refuse(only_local):
+    """An answer for requests that are too large, or that other sites have the browser send; else None."""
     host, origin = flask.request.headers.get("Host", ""), flask.request.headers.get("Origin")
     if only_local and not is_loopback(re.sub(r":\d*$", "", host) if not host.endswith("]") else host):
         # DNS rebinding: a stranger's name that leads here
         return answer(f"Host: expected a name of this machine, such as localhost, found {shown(host)}\n", status=403)
     if origin is not None and origin.split("://", 1)[-1] != host:
         return answer(f"Origin: expected this page, found {shown(origin)}\n", status=403)
-    return None
+    if (flask.request.content_length or 0) > MAX_BYTES:
+        return answer(f"expected at most {MAX_BYTES} bytes\n", status=413)
 
 
 def order(max_bytes=MAX_ORDER):
