@@ -383,7 +383,7 @@ class Trainer:
         return scalars, batch, stopping
 
     def note_step(self, seconds, waited):
-        """Counts one step's time, of which the first is not like the others: TensorFlow optimises the graph in it."""
+        """Counts one step's time. The first step is counted apart, because TensorFlow optimises the graph in it."""
         is_first = not self.time_use.times
         self.time_use.add("start" if is_first else "steps", seconds)
         self.steps, self.seconds, self.waited = self.steps + 1, self.seconds + seconds, self.waited + waited

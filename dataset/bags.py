@@ -175,7 +175,7 @@ def transfer_errors(render, usable, seed, *, n=200, n_mean=32):
     Over the thing's pixels in the true drawing: "bag to bag" and "shoe to bag", and "mean appearance", the error of the
     mean of n_mean training looks in the same outlines. Outside of it: "shows through", within the outline of the thing
     that gave the look, for both kinds of transfers; "beside", of reconstructions at the same pixels; "outside", of
-    reconstructions at all pixels, most of which are far from any edge.
+    reconstructions at all pixels. Most of these are far from any edge.
 
     render(appearances, shapes): pictures (n, 64, 64, 3) in [-1, 1] of these images' looks in these images' outlines.
     usable: {"train": image numbers, "test": image numbers}.

@@ -23,6 +23,7 @@ from PIL import Image
 
 from common.threads import Superseded, Turns
 from dataset.index import J
+from dataset.pairs import as_png
 from dataset.photos import Photos
 from inference.networks import open_network
 from inference.page.server import make_app
@@ -50,12 +51,6 @@ def studio(trained):
 @pytest.fixture
 def client(studio):
     return make_app(studio, only_local=True).test_client()
-
-
-def as_png(pixels):
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
 
 
 def photo_bytes(width=60, height=90):
