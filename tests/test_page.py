@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 import zipfile
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
 from helpers import mutated, standing
@@ -415,9 +416,24 @@ class Page:
         action()
         return wait_for(lambda: (self.picture() or before) != before, seconds=2.0)
 
-    def drag(self, selector, x, y):
-        from selenium.webdriver import ActionChains
-        return ActionChains(self.browser).click_and_hold(self.find(selector)).move_by_offset(x, y).release().perform()
+    def drag(self, selector, x, y, kind="mouse"):
+        """Drags an element with a "mouse", a "pen" or a finger ("touch")."""
+        from selenium.webdriver.common.actions.action_builder import ActionBuilder
+        from selenium.webdriver.common.actions.pointer_input import PointerInput
+        actions = ActionBuilder(self.browser, mouse=PointerInput(kind, kind), duration=50)
+        pointer = actions.pointer_action.move_to(self.find(selector)).pointer_down()
+        for _ in range(5):
+            pointer.move_by(x / 5, y / 5)
+        pointer.pointer_up()
+        actions.perform()
+
+    def drop(self, selector, path):
+        """Drops a file on an element, as from the desktop."""
+        box = self.find(selector).rect
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self.browser.execute_cdp_cmd("Input.dispatchDragEvent", {
+                "type": kind, "x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2,
+                "data": {"items": [], "files": [str(path)], "dragOperationsMask": 1}})
 
     def joint(self, figure, name):
         return self.find(f"#{figure} .joint[data-joint={name}]")
@@ -443,6 +459,9 @@ def test_the_page_in_a_browser(address, browser, tmp_path):
     photo = tmp_path / "me.png"
     photo.write_bytes(photo_bytes(200, 300))
     assert page.changes(lambda: page.find("#files").send_keys(str(photo)))
+    page.find("#remove").click()
+    assert page.changes(page.find("#people li:nth-child(2) button").click)
+    assert page.changes(lambda: page.drop("#drop", photo))
     wait_for(lambda: "drag the figure" in page.find("#message").text)
     assert page.changes(lambda: page.drag("#editor-joints .joint[data-joint=lshoulder]", 40, 30))
     assert page.changes(lambda: page.find("#take").click())
@@ -463,16 +482,28 @@ def test_the_page_in_a_browser(address, browser, tmp_path):
 
 
 @pytest.mark.slow
+def test_fingers_and_pens_drag_joints(address, browser):
+    page = Page(browser, address)
+    for kind in ("touch", "pen"):
+        before = page.joint("pose", "lwrist").get_attribute("aria-label")
+        assert page.changes(lambda kind=kind: page.drag("#pose .joint[data-joint=lwrist]", 30, -60, kind))
+        assert page.joint("pose", "lwrist").get_attribute("aria-label") != before
+    page.assert_no_errors()
+
+
+@pytest.mark.slow
 def test_a_drag_is_recorded(address, browser, tmp_path):
     page = Page(browser, address)
     page.find("#record").click()
     page.drag("#pose .joint[data-joint=lwrist]", 30, -30)
     time.sleep(0.5)
     page.find("#record").click()
-    page.find("#gif").click()
-    saved = tmp_path / "downloads" / "vunet.gif"
-    wait_for(saved.exists)
-    assert Image.open(str(saved)).n_frames > 1
+    for kind in ("gif", "mp4"):
+        page.find(f"#{kind}").click()
+        saved = tmp_path / "downloads" / f"vunet.{kind}"
+        wait_for(lambda saved=saved: saved.exists() and saved.read_bytes())
+    assert Image.open(str(tmp_path / "downloads" / "vunet.gif")).n_frames > 1
+    assert imageio_ffmpeg.count_frames_and_secs(str(tmp_path / "downloads" / "vunet.mp4"))[0] > 1
     page.assert_no_errors()
 
 
@@ -482,8 +513,9 @@ def test_lines_are_drawn_in_a_browser(program, trained_on_bags, browser):
         page = Page(browser, address)
         drawing = page.find("#drawing")
         assert page.changes(page.find("#clear").click)
-        assert page.changes(lambda: page.drag("#drawing", 80, 60))
-        assert page.changes(page.find("#undo-drawing").click)
+        for kind in ("mouse", "touch", "pen"):
+            assert page.changes(lambda kind=kind: page.drag("#drawing", 80, 60, kind))
+            assert page.changes(page.find("#undo-drawing").click)
         browser.execute_script("arguments[0].focus()", drawing)
         assert page.changes(lambda: drawing.send_keys(" " + 5 * "\ue014"))  # the pen down, then the right arrow
         assert page.changes(page.find("#people li:nth-child(2) button").click)

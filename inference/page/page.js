@@ -285,7 +285,7 @@ class Drawing {
 
   begin(event) {
     const isPensEraser = event.button === 5;
-    if ((event.button && !isPensEraser) || this.pointer) return;
+    if ((event.button && !isPensEraser) || this.pointer != null) return;
     this.pointer = event.pointerId;
     this.canvas.setPointerCapture(event.pointerId);
     this.remember();
