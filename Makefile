@@ -10,15 +10,16 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# What a new environment installs instead of the newest, for example tensorflow==2.16.*
+# What a new environment installs instead of the TensorFlow of requirements.txt, for example tensorflow==2.16.*
 TENSORFLOW ?=
 
 SERVES := 3.7 3.10 3.11 3.12 3.13
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
-# Stamps carry the version, so that another PYTHON makes the environment anew.
-MADE := $(VENV)/.made-$(VERSION)
-READY := $(VENV)/.ready-$(VERSION)
-READY_TO_TEST := $(VENV)/.ready-to-test-$(VERSION)
+# Stamps carry both versions, so that another PYTHON or TENSORFLOW makes the environment anew.
+BOTH := $(VERSION)$(if $(TENSORFLOW),-$(subst *,,$(subst =,,$(TENSORFLOW))))
+MADE := $(VENV)/.made-$(BOTH)
+READY := $(VENV)/.ready-$(BOTH)
+READY_TO_TEST := $(VENV)/.ready-to-test-$(BOTH)
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 PYTEST := $(VENV)/bin/python -m pytest
 PARALLEL := -n auto --maxprocesses 4 --dist loadgroup
@@ -68,7 +69,7 @@ $(READY_TO_TEST): requirements-test.txt requirements-photos.txt $(READY)
 
 $(READY): requirements.txt | $(MADE)
 	@echo "installing TensorFlow and the other requirements into $(VENV), a few minutes"
-	$(PIP) install -r requirements.txt $(if $(TENSORFLOW),"$(TENSORFLOW)")
+	sed '$(if $(TENSORFLOW),/^tensorflow/d)' requirements.txt | $(PIP) install -r /dev/stdin $(if $(TENSORFLOW),"$(TENSORFLOW)")
 	@touch $@
 
 $(MADE): | check-python
