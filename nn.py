@@ -17,6 +17,7 @@ import tensorflow.compat.v1 as tf
 
 V_STDDEV = 0.05  # Salimans & Kingma 2016, section 3
 MAX_DROP_PROB = 255 / 256
+USUAL_BATCH = 16  # for choices between equal ways of computing that depend on the number of pixels
 
 
 class Pass:
@@ -180,7 +181,8 @@ def channels(x):
 def _weight_normalised(pass_, kind, x, shape, *, stride=1, x_scale=1.0):
     """y = g * (x_scale * x conv V / |V|) + b (Salimans & Kingma 2016), |V| the L2 norm per output channel.
 
-    All factors go into the kernel: scaling the activations instead would read and write all of them once more.
+    All factors go into the kernel or, where that has more numbers than the result, into the result: either is read and
+    written once more, and again in the gradients.
     """
     name, filters = pass_.place(kind), shape[-1]
     with tf.variable_scope(name, reuse=tf.AUTO_REUSE):
@@ -192,7 +194,15 @@ def _weight_normalised(pass_, kind, x, shape, *, stride=1, x_scale=1.0):
     if pass_.initialising:
         t = _conv(x, kernel * _over_norm(x_scale * tf.ones_like(g), V), tf.zeros_like(b), stride)
         return _initialise_from_data(pass_, t, g, b)
-    return _conv(x, kernel * _over_norm(x_scale * g, V), b, stride)
+    scale = _over_norm(x_scale * g, V)
+    if _has_few_pixels(x, kernel):
+        return tf.nn.bias_add(_conv(x, kernel, None, stride) * scale, b)
+    return _conv(x, kernel * scale, b, stride)
+
+
+def _has_few_pixels(x, kernel):
+    """Whether x, (N, h, w, c), has fewer pixels than each filter of the kernel has numbers, for a usual N."""
+    return USUAL_BATCH * x.shape[1] * x.shape[2] < np.prod(kernel.shape.as_list()[:-1])
 
 
 @tf.custom_gradient
@@ -232,18 +242,19 @@ def _direction_initializer(pass_, place):
 # ---------------------------------------------------------------------------------------------- convolutions
 
 def _conv(x, kernel, bias, stride):
-    """x (N, h, w, c) convolved with a kernel (c, filters) or (1 or 3, 1 or 3, c, filters), plus a bias (filters,)."""
+    """x (N, h, w, c) convolved with a kernel (c, filters) or (1 or 3, 1 or 3, c, filters), plus any bias (filters,)."""
     if kernel.shape.ndims == 2 or kernel.shape[0] == 1:
         return _times(x, tf.reshape(kernel, kernel.shape[-2:]), bias)
-    if stride == 1 and x.shape[1] <= 2 and x.shape[2] <= 2:
+    if stride == 1 and USUAL_BATCH * x.shape[1] * x.shape[2] <= x.shape[3]:
         return _conv_of_small_map(x, kernel, bias)
-    return tf.nn.bias_add(tf.nn.conv2d(x, kernel, strides=[1, stride, stride, 1], padding="SAME"), bias)
+    return _plus(tf.nn.conv2d(x, kernel, strides=[1, stride, stride, 1], padding="SAME"), bias)
 
 
 def _conv_of_small_map(x, kernel, bias):
-    """A 3 x 3 convolution of a map of at most 2 x 2 pixels as one matrix product.
+    """A 3 x 3 convolution, SAME, of a map with fewer pixels than channels, as one matrix product.
 
-    On such maps, of hundreds of channels, TensorFlow's convolutions are slower than on others by an order of magnitude.
+    On such maps, of hundreds of channels, TensorFlow's convolutions are slower than on others by up to an order of
+    magnitude.
     """
     h, w, c = x.shape[1:].as_list()
     # Selects, for each of the h w pixels, its 9 neighbours; those beyond the edges are 0.
@@ -263,4 +274,8 @@ def _times(x, kernel, bias):
     h, w, c = x.shape[1:].as_list()
     pixels = tf.matmul(tf.reshape(x, (-1, c)), kernel)
     # Before the change of shape, across which TensorFlow does not fuse it into the product.
-    return tf.reshape(tf.nn.bias_add(pixels, bias), (-1, h, w, channels(kernel)))
+    return tf.reshape(_plus(pixels, bias), (-1, h, w, channels(kernel)))
+
+
+def _plus(x, bias):
+    return x if bias is None else tf.nn.bias_add(x, bias)
