@@ -63,7 +63,7 @@ def session_options(config):
     rewrites = options.graph_options.rewrite_options
     rewrites.meta_optimizer_iterations = rewrites.ONE  # a second pass takes seconds and speeds up nothing
     if config["precision"] == "mixed" and not has_gpu():
-        if not hasattr(rewrites, "auto_mixed_precision_onednn_bfloat16"):
+        if not has_mixed_precision():
             raise UserError("precision: mixed: expected a GPU or, on CPUs, TensorFlow 2.x, found TensorFlow "
                             f"{tf.__version__} and no GPU")
         rewrites.auto_mixed_precision_onednn_bfloat16 = rewrites.ON
@@ -79,9 +79,13 @@ def choose_precision(precision):
     """float32 or mixed for a config's precision; auto is mixed where that is faster, by what the processor can do."""
     if precision != "auto":
         return precision
+    return "mixed" if has_mixed_precision() and not has_gpu() and BFLOAT16_FLAGS & cpu_flags() else "float32"
+
+
+def has_mixed_precision():
+    """Whether TensorFlow can compute in 16 bit here: on GPUs and, from 2.x on, on CPUs."""
     rewrites = tf.ConfigProto().graph_options.rewrite_options
-    can_rewrite = hasattr(rewrites, "auto_mixed_precision_onednn_bfloat16")
-    return "mixed" if can_rewrite and not has_gpu() and BFLOAT16_FLAGS & cpu_flags() else "float32"
+    return hasattr(rewrites, "auto_mixed_precision_onednn_bfloat16") or has_gpu()
 
 
 def cpu_flags():

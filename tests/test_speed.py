@@ -8,6 +8,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 from helpers import ROOT, exit_code, only_run
 
+import common.machine
 import main
 from batches import BatchOrder, Examples, Loader, pipeline
 from common.errors import UserError
@@ -87,6 +88,14 @@ def test_mixed_precision_that_cannot_be_had_is_refused():
     expected = "precision: mixed: expected a GPU or, on CPUs, TensorFlow 2.x, found TensorFlow 1"
     with pytest.raises(UserError, match=expected):
         session_options({"precision": "mixed", "xla": False})
+
+
+def test_a_network_that_was_trained_in_mixed_precision_makes_pictures_anywhere(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(common.machine, "has_mixed_precision", lambda: False)
+    monkeypatch.setattr(main, "has_mixed_precision", lambda: False)
+    run, config = trained
+    assert exit_code(main, "--config", config, "--checkpoint", run, "--set", "precision=mixed", "--mode", "test",
+                     "--batches", 1, "--log_dir", tmp_path / "log") == 0
 
 
 @pytest.mark.slow
