@@ -251,7 +251,7 @@ def _conv(x, kernel, bias, stride):
 
 
 def _conv_of_small_map(x, kernel, bias):
-    """A 3 x 3 convolution, SAME, of a map with fewer pixels than channels, as one matrix product.
+    """A 3 x 3 convolution, SAME, of small maps with many channels, as one matrix product.
 
     On such maps, of hundreds of channels, TensorFlow's convolutions are slower than on others by up to an order of
     magnitude.

@@ -142,7 +142,7 @@ def test_convolutions_of_small_maps_are_convolutions(graph, h, w):
     assert results[0][0].op.type == "Reshape" and results[0][0].shape.as_list() == [2, h, w, 4]
     with tf.Session() as session:
         for found, expected in zip(*session.run(results)):
-            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape, pixels", [((3, 3, 5, 4), 2), ((6, 4), 2), ((3, 3, 5, 4), 1)])
