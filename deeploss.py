@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from common.convolution import direct
 from common.errors import UserError, reason
 
 # (block, convolutions, filters) of VGG19 (Simonyan & Zisserman 2015, table 1, column E); a pooling ends each block.
@@ -40,13 +41,14 @@ class PerceptualLoss:
 
     weights: {"block1_conv1/kernel": array, ".../bias": array, ...} as from `load_weights`.
     feature_layers: names out of LAYERS; feature_weights, gram_weights: as many numbers >= 0. Where all Gram weights
-    are 0 no Gram matrix is made.
+    are 0 no Gram matrix is made. conv2d: as from `make_conv2d`.
     """
 
-    def __init__(self, weights, feature_layers, feature_weights, gram_weights):
+    def __init__(self, weights, feature_layers, feature_weights, gram_weights, *, conv2d=direct):
         self.layers = list(feature_layers)
         self.feature_weights = list(feature_weights)
         self.gram_weights = list(gram_weights)
+        self.conv2d = conv2d
         self.variables, assignments, self.load_feed = {}, [], {}
         with tf.variable_scope("vgg19"):
             for name in needed_weights(self.layers):
@@ -66,7 +68,7 @@ class PerceptualLoss:
 
     def features(self, images):
         """Features of images (N, S, S, 3) in [-1, 1], (N, h, w, c) for each feature layer."""
-        return features(images, self.variables, self.layers)
+        return features(images, self.variables, self.layers, conv2d=self.conv2d)
 
     def per_image(self, of_target, of_picture):
         """The likelihood loss between two lists of features, of each image (N,); `__call__` gives their mean."""
@@ -101,10 +103,11 @@ def weighted_terms(target_features, picture_features, feature_weights, gram_weig
     return Terms(LIKELIHOOD_FACTOR * sum(feature_losses + gram_losses), feature_losses, gram_losses)
 
 
-def features(images, weights, layers):
+def features(images, weights, layers, *, conv2d=direct):
     """VGG19 features of images (N, S, S, 3) in [-1, 1]: for each of `layers` (N, h, w, c), after the ReLU.
 
-    weights: tensors or variables by name; those of layers beyond the deepest asked for are not read.
+    weights: tensors or variables by name; those of layers beyond the deepest asked for are not read. conv2d: as from
+    `make_conv2d`.
     """
     deepest = max(LAYERS.index(layer) for layer in layers)
     outputs = {}
@@ -113,7 +116,7 @@ def features(images, weights, layers):
         for layer in LAYERS[:deepest + 1]:
             if layer in CONVOLUTIONS:
                 # In this order, and read by nobody in between, TensorFlow fuses the three.
-                x = tf.nn.conv2d(x, weights[layer + "/kernel"], strides=[1, 1, 1, 1], padding="SAME")
+                x = conv2d(x, weights[layer + "/kernel"])
                 x = tf.nn.relu(tf.nn.bias_add(x, weights[layer + "/bias"]))
             elif layer != "input_1":
                 x = tf.nn.max_pool(x, ksize=[1, 2, 2, 1], strides=[1, 2, 2, 1], padding="VALID")

@@ -15,6 +15,8 @@ import zlib
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from common.convolution import direct
+
 V_STDDEV = 0.05  # Salimans & Kingma 2016, section 3
 MAX_DROP_PROB = 255 / 256
 USUAL_BATCH = 16  # for choices between equal ways of computing that depend on the number of pixels
@@ -31,15 +33,18 @@ class Pass:
     initialising: whether layers set their g and b from the data they see; the updates gather in `assignments`.
     worker, n_workers: this batch is one of n_workers batches of equal size; their noise is that of one large batch.
     noise: a factor of all noise; the attribute is a scalar tensor that can be fed.
+    conv2d: what convolves, as from `make_conv2d`.
     """
 
-    def __init__(self, name, step=0, seed=0, drop_prob=0.0, *, initialising=False, worker=0, n_workers=1, noise=1.0):
+    def __init__(self, name, step=0, seed=0, drop_prob=0.0, *, initialising=False, worker=0, n_workers=1, noise=1.0,
+                 conv2d=direct):
         self.name = name
         self.step = step
         self.seed = seed
         self.worker = worker
         self.n_workers = n_workers
         self.initialising = initialising
+        self.conv2d = conv2d
         self.assignments = []
         self._scope = None
         self._counts = collections.Counter()
@@ -192,12 +197,12 @@ def _weight_normalised(pass_, kind, x, shape, *, stride=1, x_scale=1.0):
     V = tf.convert_to_tensor(V)  # one reading for both uses
     kernel = _reached(V, x)
     if pass_.initialising:
-        t = _conv(x, kernel * _over_norm(x_scale * tf.ones_like(g), V), tf.zeros_like(b), stride)
+        t = _conv(pass_, x, kernel * _over_norm(x_scale * tf.ones_like(g), V), tf.zeros_like(b), stride)
         return _initialise_from_data(pass_, t, g, b)
     scale = _over_norm(x_scale * g, V)
     if _has_few_pixels(x, kernel):
-        return tf.nn.bias_add(_conv(x, kernel, None, stride) * scale, b)
-    return _conv(x, kernel * scale, b, stride)
+        return tf.nn.bias_add(_conv(pass_, x, kernel, None, stride) * scale, b)
+    return _conv(pass_, x, kernel * scale, b, stride)
 
 
 def _has_few_pixels(x, kernel):
@@ -241,12 +246,14 @@ def _direction_initializer(pass_, place):
 
 # ---------------------------------------------------------------------------------------------- convolutions
 
-def _conv(x, kernel, bias, stride):
+def _conv(pass_, x, kernel, bias, stride):
     """x (N, h, w, c) convolved with a kernel (c, filters) or (1 or 3, 1 or 3, c, filters), plus any bias (filters,)."""
     if kernel.shape.ndims == 2 or kernel.shape[0] == 1:
         return _times(x, tf.reshape(kernel, kernel.shape[-2:]), bias)
     if stride == 1 and USUAL_BATCH * x.shape[1] * x.shape[2] <= x.shape[3]:
         return _conv_of_small_map(x, kernel, bias)
+    if stride == 1:
+        return _plus(pass_.conv2d(x, kernel), bias)
     return _plus(tf.nn.conv2d(x, kernel, strides=[1, stride, stride, 1], padding="SAME"), bias)
 
 

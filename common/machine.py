@@ -88,6 +88,15 @@ def has_mixed_precision():
     return hasattr(rewrites, "auto_mixed_precision_onednn_bfloat16") or has_gpu()
 
 
+def has_onednn():
+    """Whether TensorFlow computes with oneDNN on CPUs: from 2.x on, and where Intel built 1.15 (called MKL there)."""
+    try:
+        from tensorflow.python import pywrap_tensorflow
+        return pywrap_tensorflow.IsMklEnabled()
+    except (ImportError, AttributeError):
+        return not tf.__version__.startswith("1.")
+
+
 def cpu_flags():
     """What the processor can do, as Linux names it; empty on other systems."""
     try:

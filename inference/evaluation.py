@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from batches import Examples, make_loader
 from common.console import progress_bar
+from common.convolution import make_conv2d
 from common.errors import UserError, shown
 from common.machine import cpu_count, make_session
 from common.threads import read_ahead
@@ -121,7 +122,7 @@ class Comparison:
             self._metrics = similarities(*[tf.gather(pictures, self._pairs[:, side]) for side in range(2)])
             if vgg_weights is not None:
                 loss = PerceptualLoss(vgg_weights, config["feature_layers"], config["feature_weights"],
-                                      config["gram_weights"])
+                                      config["gram_weights"], conv2d=make_conv2d("float32", many_channels=True))
                 self._metrics["perceptual_loss"] = self._compare_features(loss, pictures)
             graph.finalize()
             self._session = make_session(dict(config, precision="float32"))

@@ -5,6 +5,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from PIL import Image
 
+from common.convolution import make_conv2d
 from common.errors import UserError
 from common.machine import make_session
 from dataset.poses import choose
@@ -82,7 +83,9 @@ class AppearanceFeatures:
             values = {name: tf.placeholder(tf.float32, value.shape) for name, value in weights.items()}
             variables = {name: tf.Variable(value, use_resource=True) for name, value in values.items()}
             images = tf.cast(self._pictures, tf.float32) / 127.5 - 1
-            self._features = tf.reduce_mean(features(images, variables, [CONSISTENCY_LAYER])[0], axis=[1, 2])
+            conv2d = make_conv2d("float32", many_channels=True)
+            maps = features(images, variables, [CONSISTENCY_LAYER], conv2d=conv2d)[0]
+            self._features = tf.reduce_mean(maps, axis=[1, 2])
             self._session = make_session(dict(config, precision="float32", xla=False))
             self._session.run([variable.initializer for variable in variables.values()],
                               {values[name]: weights[name] for name in values})

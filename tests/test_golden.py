@@ -9,6 +9,7 @@ import tensorflow.compat.v1 as tf
 import deeploss
 import models
 import nn
+from common.convolution import make_conv2d
 from training import graphs
 
 # The graph that they share takes a minute to build.
@@ -21,6 +22,9 @@ GRAM_WEIGHTS = {"coco": COCO_GRAM, "coco_retrain": [2 * w for w in COCO_GRAM], "
 
 
 class NoNoise(nn.Pass):
+    def __init__(self, *args, **settings):
+        super().__init__(*args, conv2d=make_conv2d("float32"), **settings)
+
     def normal(self, x):
         return tf.zeros_like(x)
 
@@ -66,7 +70,8 @@ def found():
         init_decoded, init_posterior = net.initialise(init_pass, tf.constant(inputs["c_init"]),
                                                       tf.constant(inputs["xn_init"]))
         decoded, posterior = net.train(NoNoise("train"), c, xn)
-        loss = deeploss.PerceptualLoss(deeploss.load_weights("random", LAYERS), LAYERS, [1] * 6, [1] * 6)
+        loss = deeploss.PerceptualLoss(deeploss.load_weights("random", LAYERS), LAYERS, [1] * 6, [1] * 6,
+                                       conv2d=make_conv2d("float32", many_channels=True))
         terms = loss(x, decoded.picture)
         kl_loss = tf.add_n(models.kl_divergence(posterior.means, decoded.prior_means))
         likelihood = 5 * tf.add_n(terms.feature_losses)
@@ -80,8 +85,8 @@ def found():
             "transfer": net.transfer(NoNoise("transfer"), c2, net.posterior_means(NoNoise("encode"), xn)),
             "vgg_feature_losses_unweighted": terms.feature_losses, "vgg_gram_losses_unweighted": terms.gram_losses,
             "log_kl_loss": kl_loss, "log_likelihood_loss": likelihood,
-            "vgg_feat_x": deeploss.features(x, loss.variables, LAYERS)}
-        picture_features = deeploss.features(decoded.picture, loss.variables, LAYERS)
+            "vgg_feat_x": loss.features(x)}
+        picture_features = loss.features(decoded.picture)
         for config, gram_weights in GRAM_WEIGHTS.items():
             feature_weights = [2 if config == "coco_retrain" else 1] * 6
             weighted = deeploss.weighted_terms(fetches["vgg_feat_x"], picture_features, feature_weights, gram_weights)

@@ -18,6 +18,7 @@ ORDER = """
     dataset.videos dataset.photos dataset.poses dataset.builder dataset.pairs < dataset.selection
     dataset.index dataset.boxes < dataset.videos dataset.coco dataset.openpose dataset.photos dataset.pairs
     dataset.index dataset.boxes < dataset.selection
+    common.machine < common.convolution
     nn < models
     dataset.index < batches
     common.errors < training.workers
@@ -84,7 +85,8 @@ def test_the_papers_five_files_stand_at_the_top():
 
 def test_the_data_sets_need_no_tensorflow():
     for name, path in modules().items():
-        if name.startswith(("dataset.", "common.")) and name != "common.machine":
+        if name.startswith(("dataset.", "common.")) and name not in (
+                "common.machine", "common.convolution"):
             with open(path, encoding="utf-8") as file:
                 assert "import tensorflow" not in file.read(), name
 

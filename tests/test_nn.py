@@ -137,7 +137,8 @@ def test_convolutions_of_small_maps_are_convolutions(graph, h, w):
                           for shape in ((2, h, w, 64), (3, 3, 64, 4), (2, h, w, 4)))
     needed = kernel[1:2, 1:2] if h == w == 1 else kernel
     results = []
-    for y in (nn._conv(x, needed, tf.zeros((4,)), 1), tf.nn.conv2d(x, kernel, strides=[1, 1, 1, 1], padding="SAME")):
+    for y in (nn._conv(nn.Pass("train"), x, needed, tf.zeros((4,)), 1),
+              tf.nn.conv2d(x, kernel, strides=[1, 1, 1, 1], padding="SAME")):
         results.append([y] + tf.gradients(tf.reduce_sum(weights * y), [x, kernel]))
     assert results[0][0].op.type == "Reshape" and results[0][0].shape.as_list() == [2, h, w, 4]
     with tf.Session() as session:
