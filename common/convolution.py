@@ -5,8 +5,8 @@ windows of 6 x 6 pixels that overlap by two; windows and kernel are transformed,
 products, and the products transformed back to tiles of 4 x 4. It pays for VGG19's many channels, where products are as
 fast as the processor allows: in TensorFlow 2, and in 1.15 as Intel built it. GPUs' libraries do such things themselves.
 
-Other builds of TensorFlow 1.15 take twice as long for a convolution's gradient by the map as for the convolution. That
-gradient is a convolution too, with the kernel turned.
+Other builds of TensorFlow 1.15 take two to five times as long for each of a convolution's gradients as for the
+convolution. Both gradients are convolutions too.
 """
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -49,7 +49,7 @@ def make_conv2d(precision, *, many_channels=False):
     if choose_precision(precision) != "float32" or has_gpu():
         return direct
     if not has_onednn():
-        return turned
+        return forward_only
     return winograd if many_channels else direct
 
 
@@ -63,31 +63,36 @@ def winograd(x, kernel):
     h, w, c = x.shape[1:].as_list()
     needed = FEWEST_CHANNELS if h * w <= LARGE_MAP else 2 * FEWEST_CHANNELS
     pays = min(c, int(kernel.shape[3])) >= needed
-    return _with_gradients(_by_windows, x, kernel) if pays else direct(x, kernel)
+    return _by_windows(x, tf.convert_to_tensor(kernel)) if pays else direct(x, kernel)
 
 
-def turned(x, kernel):
-    """TensorFlow's own, but its gradient by x, which is the convolution with the kernel turned by 180 degrees."""
-    return _with_gradients(_turned, x, kernel)
+def forward_only(x, kernel):
+    """TensorFlow's own, with gradients by its own as well."""
+    return _with_gradients_forward(x, tf.convert_to_tensor(kernel))
 
 
-def _with_gradients(convolve, x, kernel):
-    """convolve(x, kernel); its gradient by x is convolve(upstream, kernel, backwards=True)."""
-    @tf.custom_gradient
-    def convolved(x, kernel):
-        def gradient(upstream):
-            along_kernel = tf.raw_ops.Conv2DBackpropFilter(
-                input=x, filter_sizes=tf.shape(kernel), out_backprop=upstream, strides=[1, 1, 1, 1], padding="SAME")
-            return convolve(upstream, kernel, backwards=True), along_kernel
-        return convolve(x, kernel), gradient
-    return convolved(x, tf.convert_to_tensor(kernel))
+@tf.custom_gradient
+def _with_gradients_forward(x, kernel):
+    def gradient(upstream):
+        turned = tf.transpose(kernel[::-1, ::-1], (0, 1, 3, 2))
+        # Channels take the place of the batch, and the batch that of channels.
+        padded = tf.transpose(tf.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)]), (3, 1, 2, 0))
+        along_kernel = tf.nn.conv2d(padded, tf.transpose(upstream, (1, 2, 0, 3)), strides=[1, 1, 1, 1], padding="VALID")
+        return direct(upstream, turned), tf.transpose(along_kernel, (1, 2, 0, 3))
+    return direct(x, kernel), gradient
 
 
-def _turned(x, kernel, backwards=False):
-    return direct(x, tf.transpose(kernel[::-1, ::-1], (0, 1, 3, 2)) if backwards else kernel)
+@tf.custom_gradient
+def _by_windows(x, kernel):
+    def gradient(upstream):
+        along_kernel = tf.raw_ops.Conv2DBackpropFilter(
+            input=x, filter_sizes=tf.shape(kernel), out_backprop=upstream, strides=[1, 1, 1, 1], padding="SAME")
+        return _filtered(upstream, kernel, backwards=True), along_kernel
+    return _filtered(x, kernel), gradient
 
 
-def _by_windows(x, kernel, backwards=False):
+def _filtered(x, kernel, backwards=False):
+    """x convolved with a kernel (3, 3, c, f), or backwards, from f to c channels with the kernel turned."""
     h, w, c = x.shape[1:].as_list()
     rows, columns = -(-h // TILE), -(-w // TILE)
     padded_h, padded_w = rows * TILE + 2, columns * TILE + 2

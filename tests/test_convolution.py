@@ -10,7 +10,7 @@ from common.machine import has_onednn
     (convolution.winograd, 8, 8, 128, 128, False), (convolution.winograd, 9, 6, 128, 160, False),
     (convolution.winograd, 3, 5, 160, 128, False), (convolution.winograd, 8, 8, 4, 128, True),
     (convolution.winograd, 33, 32, 128, 128, True), (convolution.winograd, 33, 32, 256, 256, False),
-    (convolution.turned, 5, 4, 3, 6, False), (convolution.turned, 1, 2, 7, 2, False)])
+    (convolution.forward_only, 5, 4, 3, 6, False), (convolution.forward_only, 1, 2, 7, 2, False)])
 def test_values_and_gradients_are_those_of_tensorflow(graph, conv2d, h, w, c, filters, is_direct):
     random = np.random.RandomState(0)
     x = tf.constant(random.normal(size=(3, h, w, c)), tf.float32)
@@ -41,8 +41,8 @@ def test_windows_may_be_those_of_any_number_of_maps(graph):
 def test_mixed_precision_and_gpus_get_tensorflows_own(monkeypatch):
     assert convolution.make_conv2d("mixed") is convolution.direct
     onednn = has_onednn()
-    assert convolution.make_conv2d("float32") is (convolution.direct if onednn else convolution.turned)
+    assert convolution.make_conv2d("float32") is (convolution.direct if onednn else convolution.forward_only)
     assert convolution.make_conv2d("float32", many_channels=True) is (
-        convolution.winograd if onednn else convolution.turned)
+        convolution.winograd if onednn else convolution.forward_only)
     monkeypatch.setattr(convolution, "has_gpu", lambda: True)
     assert convolution.make_conv2d("float32") is convolution.direct
