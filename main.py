@@ -339,7 +339,7 @@ class Trainer:
         with bar, StopSignal() as signals:
             while step < end and not stopping:
                 log_now = step == first or (step + 1) % self.config["log_freq"] == 0
-                scalars, batch, stopping = self.train_step(step, log_now, signals)
+                scalars, batch, stopping = self.train_step(step, signals)
                 step += 1
                 bar.set_postfix(step=step, loss=f"{scalars['loss']:.4g}", refresh=False)
                 bar.update(batch_size)
@@ -363,12 +363,13 @@ class Trainer:
             self.run.say(self.time_use.summary())
         return (signals.number or signal.SIGTERM) if stopping else 0
 
-    def train_step(self, step, with_batch, signals):
-        """One Adam step: its scalars, its batch (uint8 Examples) if asked for, and whether to stop after it.
+    def train_step(self, step, signals):
+        """One Adam step: its scalars, its batch (uint8 Examples), and whether to stop after it.
 
         Workers stop together: each tells the others, with its gradients, of the signal that it has got.
         """
-        fetches = [self.graph.scalars, self.graph.batch if with_batch else [], self.graph.stopping, self.graph.update]
+        # The batch too although few steps log it: TensorFlow optimises the graph anew for every choice of fetches.
+        fetches = [self.graph.scalars, self.graph.batch, self.graph.stopping, self.graph.update]
         start = time.time()
         try:
             scalars, batch, stopping, _ = self.session.run(fetches, {self.graph.stop: float(signals.number != 0)})
