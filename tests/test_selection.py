@@ -6,6 +6,7 @@ import pytest
 from helpers import make_index, standing
 
 from common.errors import UserError
+from dataset import selection
 from dataset.index import Index, J
 from dataset.selection import Finder, unique_labels
 
@@ -59,6 +60,12 @@ def test_digits_are_numbers_and_names_made_of_digits_need_their_extension(tmp_pa
 def test_images_that_are_not_there_are_refused(index, item, words):
     with pytest.raises(UserError, match="^--pose: .*" + words):
         select(index, [item], "--pose")
+
+
+def test_a_wrong_name_is_compared_with_no_more_names_than_takes_moments(index, monkeypatch):
+    monkeypatch.setattr(selection, "MOST_COMPARED", 7)
+    with pytest.raises(UserError, match="images/bb.png: expected a file.*index.p$"):
+        select(index, ["images/bb.png"], "--pose")
 
 
 def test_the_folder_of_another_data_set_gives_all_its_people(index, tmp_path):
