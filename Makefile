@@ -2,7 +2,7 @@
 # make page           after that: opens a page on which joints are dragged, and the newest network's picture follows
 # make toy-gif        after that: somebody of the toy's test split in motion, as docs/toy.gif
 # make test           runs the tests
-# make test-fast      runs the quick ones, in two to four minutes
+# make test-fast      runs the quick ones, in a few minutes
 # make fuzz           reads 24,500 damaged files and answers 4,000 damaged requests; make test tries 612 and 100 of them
 # make lint           runs ruff
 # make test-versions  runs the quick tests on the Pythons and the TensorFlow that .ci/run leaves out

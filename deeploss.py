@@ -115,7 +115,7 @@ def features(images, weights, layers, *, conv2d=direct):
         x = preprocess(images)
         for layer in LAYERS[:deepest + 1]:
             if layer in CONVOLUTIONS:
-                # In this order, and read by nobody in between, TensorFlow fuses the three.
+                # In this order, and read by nobody in between, TensorFlow fuses the three, if the first is its own.
                 x = conv2d(x, weights[layer + "/kernel"])
                 x = tf.nn.relu(tf.nn.bias_add(x, weights[layer + "/bias"]))
             elif layer != "input_1":

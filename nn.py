@@ -33,7 +33,7 @@ class Pass:
     initialising: whether layers set their g and b from the data they see; the updates gather in `assignments`.
     worker, n_workers: this batch is one of n_workers batches of equal size; their noise is that of one large batch.
     noise: a factor of all noise; the attribute is a scalar tensor that can be fed.
-    conv2d: what convolves, as from `make_conv2d`.
+    conv2d: what convolves where the stride is 1, as from `make_conv2d`; worth it where gradients are taken.
     """
 
     def __init__(self, name, step=0, seed=0, drop_prob=0.0, *, initialising=False, worker=0, n_workers=1, noise=1.0,

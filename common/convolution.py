@@ -1,12 +1,12 @@
 """Convolutions of 3 x 3 pixels that take less time than TensorFlow's, on CPUs, in float32.
 
 Winograd's minimal filtering needs a quarter of the multiplications (Lavin & Gray 2016, section 4). A map is cut into
-windows of 6 x 6 pixels that overlap by two; windows and kernel are transformed, multiplied, which is 36 matrix
-products, and the products transformed back to tiles of 4 x 4. It pays for VGG19's many channels, where products are as
-fast as the processor allows: in TensorFlow 2, and in 1.15 as Intel built it. GPUs' libraries do such things themselves.
+windows of 6 x 6 pixels that overlap by two. Windows and kernel are transformed and multiplied, which is 36 matrix
+products. The products are transformed back to tiles of 4 x 4. This pays for VGG19's many channels, where products are
+as fast as the processor allows: where TensorFlow computes with oneDNN. GPUs' libraries do the like by themselves.
 
-Other builds of TensorFlow 1.15 take two to five times as long for each of a convolution's gradients as for the
-convolution. Both gradients are convolutions too.
+Without oneDNN, as in TensorFlow 1.15, each of a convolution's gradients takes two to five times as long as the
+convolution. Both gradients are convolutions too, and are computed as such.
 """
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -17,7 +17,7 @@ TILE = 4
 WINDOW = TILE + 2  # pixels that a tile depends on
 # With fewer the transformations, which reading and writing limits, take longer than the multiplications they save; on
 # large maps, which leave the processor's caches, twice as many are needed.
-FEWEST_CHANNELS = 128
+MIN_CHANNELS = 128
 LARGE_MAP = 32 * 32
 
 # Lavin & Gray's B^T, G and A^T of F(4 x 4, 3 x 3), each for rows and columns at once.
@@ -44,7 +44,7 @@ def make_conv2d(precision, *, many_channels=False):
     """conv2d(x, kernel) for graphs of this precision (float32, mixed or auto) on this machine: one of the next three.
 
     x (N, h, w, c) convolved with a kernel (3, 3, c, filters), stride 1, SAME: (N, h, w, filters).
-    many_channels: as VGG19 has, up to 512.
+    many_channels: as VGG19 has, up to 512. In a whole step the VU-Net's 128 gained nothing by Winograd's filtering.
     """
     if choose_precision(precision) != "float32" or has_gpu():
         return direct
@@ -54,20 +54,23 @@ def make_conv2d(precision, *, many_channels=False):
 
 
 def direct(x, kernel):
-    """TensorFlow's own."""
+    """The convolution by TensorFlow's own operation."""
     return tf.nn.conv2d(x, kernel, strides=[1, 1, 1, 1], padding="SAME")
 
 
 def winograd(x, kernel):
-    """By Winograd's filtering where that takes less time; off by 1e-5 of the largest value, TensorFlow's by 1e-6."""
+    """The convolution, by Winograd's filtering where that is faster.
+
+    Errors reach some 1e-5 of the largest value; those of TensorFlow's own operation reach 1e-6.
+    """
     h, w, c = x.shape[1:].as_list()
-    needed = FEWEST_CHANNELS if h * w <= LARGE_MAP else 2 * FEWEST_CHANNELS
-    pays = min(c, int(kernel.shape[3])) >= needed
+    needed = MIN_CHANNELS if h * w <= LARGE_MAP else 2 * MIN_CHANNELS
+    pays = min(c, int(kernel.shape[3])) >= needed and min(h, w) >= TILE - 1
     return _by_windows(x, tf.convert_to_tensor(kernel)) if pays else direct(x, kernel)
 
 
 def forward_only(x, kernel):
-    """TensorFlow's own, with gradients by its own as well."""
+    """The convolution by TensorFlow's own operation, which computes its gradients as well."""
     return _with_gradients_forward(x, tf.convert_to_tensor(kernel))
 
 
@@ -75,7 +78,7 @@ def forward_only(x, kernel):
 def _with_gradients_forward(x, kernel):
     def gradient(upstream):
         turned = tf.transpose(kernel[::-1, ::-1], (0, 1, 3, 2))
-        # Channels take the place of the batch, and the batch that of channels.
+        # A sum over maps and pixels: so maps take the place of channels, and pixels that of the kernel.
         padded = tf.transpose(tf.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)]), (3, 1, 2, 0))
         along_kernel = tf.nn.conv2d(padded, tf.transpose(upstream, (1, 2, 0, 3)), strides=[1, 1, 1, 1], padding="VALID")
         return direct(upstream, turned), tf.transpose(along_kernel, (1, 2, 0, 3))
@@ -97,8 +100,8 @@ def _filtered(x, kernel, backwards=False):
     rows, columns = -(-h // TILE), -(-w // TILE)
     padded_h, padded_w = rows * TILE + 2, columns * TILE + 2
     padded = tf.pad(x, [(0, 0), (1, padded_h - h - 1), (1, padded_w - w - 1), (0, 0)])
-    # First pixel (0, 0) of the windows of all tiles (row, column) of all maps, then (0, 1), and so on: so that a
-    # transformation is one matrix product, and its results lie as the 36 products need them.
+    # The first rows are the pixels (0, 0) of all windows, the next ones the pixels (0, 1), and so on. So one matrix
+    # product transforms them all, and its results lie as the 36 products need them.
     i, j, row, column = np.ogrid[:WINDOW, :WINDOW, :rows, :columns]
     pixels = (row * TILE + i) * padded_w + column * TILE + j
     pixels = pixels.reshape(WINDOW**2, 1, rows * columns).astype(np.int32)

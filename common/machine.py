@@ -89,12 +89,12 @@ def has_mixed_precision():
 
 
 def has_onednn():
-    """Whether TensorFlow computes with oneDNN on CPUs: from 2.x on, and where Intel built 1.15 (called MKL there)."""
+    """Whether TensorFlow computes with oneDNN on CPUs: 2.x does by default, 1.15 where Intel built it (as MKL)."""
     try:
-        from tensorflow.python import pywrap_tensorflow
-        return pywrap_tensorflow.IsMklEnabled()
-    except (ImportError, AttributeError):
-        return not tf.__version__.startswith("1.")
+        from tensorflow.python.util import _pywrap_util_port as port
+    except ImportError:
+        from tensorflow.python import pywrap_tensorflow as port  # 1.15
+    return port.IsMklEnabled()
 
 
 def cpu_flags():

@@ -24,7 +24,7 @@ from dataset.poses import Estimator, choose, openpose_beside, people_beside, rea
 from dataset.videos import DEFAULT_FPS, READERS, Video, find_in_video, is_video, poses_over_time
 
 MAX_CHOSEN = 100000
-MOST_COMPARED = 100000  # names that a wrong one is compared with: of a million, the most like it takes a minute to find
+MAX_COMPARED = 100000  # with more names a wrong one gets no hint: of a million, finding the most similar took 43 s
 MAX_DIGITS = 12  # of a number
 NUMBERS = re.compile(r"\d+(-\d+)?", re.ASCII)
 CACHED_SHAPES = 128
@@ -412,7 +412,7 @@ class _DataSet:
 
     def _hint(self, item):
         """The end of a message: the name that is most like the item, if there is one."""
-        if len(item) > 200 or len(self.by_path) > MOST_COMPARED:
+        if len(item) > 200 or len(self.by_path) > MAX_COMPARED:
             return ""
         close = difflib.get_close_matches(item, list(self.by_path) + list(self.by_name), n=1)
         return f"; did you mean {shown(close[0])}?" if close else ""

@@ -62,8 +62,8 @@ def test_images_that_are_not_there_are_refused(index, item, words):
         select(index, [item], "--pose")
 
 
-def test_a_wrong_name_is_compared_with_no_more_names_than_takes_moments(index, monkeypatch):
-    monkeypatch.setattr(selection, "MOST_COMPARED", 7)
+def test_a_wrong_name_among_very_many_gets_no_hint(index, monkeypatch):
+    monkeypatch.setattr(selection, "MAX_COMPARED", 7)
     with pytest.raises(UserError, match="images/bb.png: expected a file.*index.p$"):
         select(index, ["images/bb.png"], "--pose")
 

@@ -95,7 +95,10 @@ def count_parameters(variables):
 
 
 def count_flop(op):
-    """Floating-point operations of convolutions and matrix products that running `op` takes, from their shapes."""
+    """Floating-point operations of convolutions and matrix products that running `op` takes, from their shapes.
+
+    As they are computed: of Winograd's filtering, its products, not those of the convolution in its place.
+    """
     return sum(_flop_of(needed) for needed in needed_by(op))
 
 

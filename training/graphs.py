@@ -54,13 +54,12 @@ class TrainingGraph:
         step = tf.identity(self.step)  # one reading, so that all see the step before the update
         self.learning_rate = learning_rate(step, config)
         self.kl_weight = kl_weight(step, config)
-        conv2d = make_conv2d(config["precision"])
         perceptual_loss = PerceptualLoss(vgg_weights, config["feature_layers"], config["feature_weights"],
                                          config["gram_weights"],
                                          conv2d=make_conv2d(config["precision"], many_channels=True))
 
         self.init_batch = placeholders(shapes)
-        init_pass = Pass("initialise", seed=seed, drop_prob=config["drop_prob"], initialising=True, conv2d=conv2d)
+        init_pass = Pass("initialise", seed=seed, drop_prob=config["drop_prob"], initialising=True)
         inputs = to_float(self.init_batch)
         net.initialise(init_pass, inputs.shape_image, inputs.appearance)
         self._initialise_from_data = tf.group(*init_pass.assignments)
@@ -68,7 +67,7 @@ class TrainingGraph:
         self.batch = batch
         inputs = to_float(batch)
         train_pass = Pass("train", step, seed, config["drop_prob"], worker=cluster.worker, n_workers=cluster.n_workers,
-                          conv2d=conv2d)
+                          conv2d=make_conv2d(config["precision"]))
         decoded, posterior = net.train(train_pass, inputs.shape_image, inputs.appearance)
         loss, self.scalars = self._losses(inputs.image, decoded, posterior, perceptual_loss)
         self._eval_fetches = dict(self.scalars), decoded.picture, list(posterior.means)
@@ -81,7 +80,7 @@ class TrainingGraph:
         self.update, self.stopping = self._adam(config, loss)
 
         sample_number = tf.placeholder_with_default(0, ())
-        samples = net.sample(Pass("sample", sample_number, seed, conv2d=conv2d), inputs.shape_image)
+        samples = net.sample(Pass("sample", sample_number, seed), inputs.shape_image)
         self.rendering = RenderingTensors(
             batch, posterior.means, posterior.samples, decoded.picture, samples, sample_number,
             deterministic={train_pass.noise: 0.0, train_pass.drop_prob: 0.0})
@@ -172,14 +171,14 @@ appearances from the prior; sample_number chooses which. deterministic: a feed_d
 
 def make_rendering_tensors(config, shapes):
     """RenderingTensors of a config, alone in the default graph. shapes: Examples of the shapes of one image."""
-    net, seed, conv2d = make_network(config), config["seed"], make_conv2d(config["precision"])
+    net, seed = make_network(config), config["seed"]
     inputs = placeholders(shapes, config["batch_size"])
     pictures = to_float(inputs)
-    means = net.posterior_means(Pass("encode", seed=seed, conv2d=conv2d), pictures.appearance)
+    means = net.posterior_means(Pass("encode", seed=seed), pictures.appearance)
     latents = [tf.placeholder(tf.float32, mean.shape) for mean in means]
-    picture = net.transfer(Pass("transfer", seed=seed, noise=0.0, conv2d=conv2d), pictures.shape_image, latents)
+    picture = net.transfer(Pass("transfer", seed=seed, noise=0.0), pictures.shape_image, latents)
     sample_number = tf.placeholder_with_default(0, ())
-    samples = net.sample(Pass("sample", sample_number, seed, conv2d=conv2d), pictures.shape_image)
+    samples = net.sample(Pass("sample", sample_number, seed), pictures.shape_image)
     return RenderingTensors(inputs, means, latents, picture, samples, sample_number, deterministic={})
 
 
