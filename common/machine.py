@@ -89,7 +89,7 @@ def has_mixed_precision():
 
 
 def has_onednn():
-    """Whether TensorFlow computes with oneDNN on CPUs: 2.x does by default, 1.15 where Intel built it (as MKL)."""
+    """Whether TensorFlow computes with oneDNN on CPUs: 2.x (see common/__init__.py), 1.15 where Intel built it."""
     try:
         from tensorflow.python.util import _pywrap_util_port as port
     except ImportError:
