@@ -189,6 +189,16 @@ class Evaluation:
         """Reconstructions of these images of the index, and transfers of the first image's appearance to the second's
         pose, for pairs (P, 2) of one person whose second image is among them.
         """
+        rendered = ([batch] for batch in self._rendered(numbers, pairs, bar))
+        for (n, by_suffix), in read_ahead(self._compared, rendered, 1):  # while the next batch is rendered
+            for suffix, figures in by_suffix.items():
+                self._note("reconstruction" + suffix, {name: values[:n] for name, values in figures.items()})
+                self._note("transfer" + suffix, {name: values[n:] for name, values in figures.items()})
+
+    def _rendered(self, numbers, pairs, bar):
+        """Yields, for a batch of these images, their number n, n pictures and what was made from them, and the pairs
+        (m, 2) of a picture and what was made in its pose, n reconstructions and then transfers, by their places.
+        """
         sources = collections.defaultdict(list)
         for source, target in pairs.tolist():
             sources[target].append(source)
@@ -201,15 +211,12 @@ class Evaluation:
             if targets:
                 if self.late is not None:
                     self.late.run()
-                self._compare(targets, [(source, target) for target in targets for source in sources[target]
-                                        if source in examples], examples)
+                yield self._render(targets, [(source, target) for target in targets for source in sources[target]
+                                             if source in examples], examples)
             bar.update(len(chunk) + sum(len(sources[target]) for target in chunk))
 
-    def _compare(self, targets, pairs, examples):
-        """Renders these images' people in their own poses, and pairs; notes how like the real pictures they are.
-
-        examples: {number: Examples of one image}.
-        """
+    def _render(self, targets, pairs, examples):
+        """As _rendered, for these images' people in their own poses, and for pairs. examples: {number: Examples}."""
         people = sorted(examples)
         latents = self.renderer.encode(_stacked([examples[number] for number in people]))
         batch = _stacked([examples[number] for number in targets])
@@ -222,16 +229,17 @@ class Evaluation:
         for i, (place, picture) in enumerate(zip(where, made)):
             if targets[place] in self._joints_of:
                 self._joints.note("reconstruction" if i < n else "transfer", batch.image[place], picture)
-        for suffix, compare in (("", self.compare), (OWN, self.compare_own)):
-            if compare is not None:
-                figures = compare(pictures, numbers)
-                self._note("reconstruction" + suffix, {name: values[:n] for name, values in figures.items()})
-                if pairs:
-                    self._note("transfer" + suffix, {name: values[n:] for name, values in figures.items()})
         self._save("real", targets, batch.image)
         self._save("reconstruction", targets, made[:n])
         if pairs:
             self._save("transfer", [target for _, target in pairs], made[n:])
+        return n, pictures, numbers
+
+    def _compared(self, rendered):
+        """(n, {suffix of the task: figures of all pairs}) of what _rendered yields."""
+        n, pictures, numbers = rendered
+        comparisons = {"": self.compare, OWN: self.compare_own}
+        return n, {suffix: compare(pictures, numbers) for suffix, compare in comparisons.items() if compare}
 
     def of_samples(self, numbers, bar):
         """How samples from the prior, for the poses of these images of the index, differ from one another."""
@@ -323,9 +331,10 @@ class Evaluation:
 
     def _note(self, task, values):
         for metric, value in values.items():
-            value = value.astype(np.float64)
-            n, total, squares = self._moments.get((task, metric), (0, 0.0, 0.0))
-            self._moments[task, metric] = n + len(value), total + value.sum(), squares + (value**2).sum()
+            if len(value):
+                value = value.astype(np.float64)
+                n, total, squares = self._moments.get((task, metric), (0, 0.0, 0.0))
+                self._moments[task, metric] = n + len(value), total + value.sum(), squares + (value**2).sum()
 
     def _save(self, folder, numbers, pictures):
         """Saves pictures under the names of these images; of further ones of an image, in folders of their own."""
