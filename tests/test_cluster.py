@@ -43,7 +43,7 @@ def test_the_cluster_is_read_from_tf_config(text, addresses, number):
     "no json", "[1]", tf_config({"worker": ["a:1", "b:2"]}, index=2), tf_config({"worker": ["a:1", "b"]}),
     tf_config({"worker": ["a:1"], "ps": ["b:2"]}), tf_config({"worker": ["a:1", "b:2"]}, "evaluator"),
     tf_config({"worker": ["a:1", 7]}), tf_config({"worker": ["a:1", "b:99999"]}), tf_config({"worker": 7}),
-    tf_config({"worker": ["a:1", "b:2"]}, index="x")])
+    tf_config({"worker": ["a:1", "b:2"]}, index="x"), tf_config({"worker": ["a:1", "a:2"]})])
 def test_a_bad_tf_config_is_one_line(text, small_config, tmp_path, monkeypatch, capsys):
     with pytest.raises(UserError, match="TF_CONFIG: found .*, expected "):
         read_tf_config(text)

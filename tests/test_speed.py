@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import time
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from tools import benchmark
 from training.checkpoints import find_checkpoint
 from training.config import dump_config, load_config
 from training.cost import count_flop, needed_by
-from training.graphs import TrainingGraph, placeholders
+from training.graphs import TrainingGraph, next_batch, placeholders
 
 IS_TF1 = tf.__version__.startswith("1.")
 
@@ -50,6 +51,18 @@ def one_step(config, prefix):
                                      tf.RunOptions(output_partition_graphs=True), optimised)
             values = session.run(variables)
     return scalars, values, [node for partition in optimised.partition_graphs for node in partition.node]
+
+
+def test_one_thread_does_not_take_a_step_for_waiting(graph):
+    parts = tf.data.Dataset.from_tensors(np.ones((1, 1), np.float32)).repeat()
+    start_input, batch, waiting = next_batch(parts.map(lambda part: Examples(part, part, part, part)))
+    steps = [tf.linalg.matmul(*[tf.ones((1500, 1500)) * batch.image + k] * 2) for k in range(8)]
+    with tf.Session(config=tf.ConfigProto(inter_op_parallelism_threads=1, intra_op_parallelism_threads=1)) as session:
+        session.run(start_input)
+        session.run([waiting] + steps)
+        begin = time.time()
+        waited, *_ = session.run([waiting] + steps)
+    assert 0 <= waited < 0.2 * (time.time() - begin)
 
 
 def casts(nodes):

@@ -194,6 +194,9 @@ def read_tf_config(text):
         host, _, port = address.rpartition(":") if isinstance(address, str) else ("", "", "")
         if not host or not port.isdigit() or not 0 < int(port) < 65535:
             refuse("addresses like host:2222")
+    host, _, port = addresses[0].rpartition(":")
+    if f"{host}:{int(port) + 1}" in addresses:
+        refuse(f"another address than {host}:{int(port) + 1}, where the first worker listens too")
     return addresses, worker
 
 

@@ -29,7 +29,9 @@ def next_batch(dataset):
     with tf.control_dependencies([start]):
         batch = iterator.get_next()
     with tf.control_dependencies([batch.has_part]):
-        return iterator.initializer, batch, tf.timestamp() - start
+        waiting = tf.timestamp() - start
+    with tf.control_dependencies([waiting]):  # the clock is read before the step begins, also by a single thread
+        return iterator.initializer, tf.nest.map_structure(tf.identity, batch), waiting
 
 
 class TrainingGraph:
