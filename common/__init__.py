@@ -1,7 +1,7 @@
 """What every part of the program uses.
 
 Imported before TensorFlow, which reads the setting below when it is imported. By default TensorFlow 2.x computes with
-oneDNN only on processors with AVX512_VNNI. With AVX2 alone it multiplies matrices twice as fast with oneDNN, too.
+oneDNN only on processors with AVX512_VNNI. Where there is AVX2 alone, oneDNN makes matrix products twice as fast, too.
 """
 import os
 import platform

@@ -57,7 +57,8 @@ def test_one_thread_does_not_take_a_step_for_waiting(graph):
     parts = tf.data.Dataset.from_tensors(np.ones((1, 1), np.float32)).repeat()
     start_input, batch, waiting = next_batch(parts.map(lambda part: Examples(part, part, part, part)))
     steps = [tf.linalg.matmul(*[tf.ones((1500, 1500)) * batch.image + k] * 2) for k in range(8)]
-    with tf.Session(config=tf.ConfigProto(inter_op_parallelism_threads=1, intra_op_parallelism_threads=1)) as session:
+    one_thread = tf.ConfigProto(inter_op_parallelism_threads=1, intra_op_parallelism_threads=1, device_count={"GPU": 0})
+    with tf.Session(config=one_thread) as session:
         session.run(start_input)
         session.run([waiting] + steps)
         begin = time.time()

@@ -194,10 +194,16 @@ def read_tf_config(text):
         host, _, port = address.rpartition(":") if isinstance(address, str) else ("", "", "")
         if not host or not port.isdigit() or not 0 < int(port) < 65535:
             refuse("addresses like host:2222")
-    host, _, port = addresses[0].rpartition(":")
-    if f"{host}:{int(port) + 1}" in addresses:
-        refuse(f"another address than {host}:{int(port) + 1}, where the first worker listens too")
+    host, port = pulse_address(addresses)
+    if f"{host}:{port}" in addresses:
+        refuse(f"another address than {host}:{port}, where the first worker listens too")
     return addresses, worker
+
+
+def pulse_address(addresses):
+    """(host, port) at which the first of the workers listens for signs of life: the port after its own."""
+    host, _, port = addresses[0].rpartition(":")
+    return host, int(port) + 1
 
 
 class Pulse:
@@ -212,8 +218,7 @@ class Pulse:
         self.note, self.word = None, word
         self._addresses = addresses
         self._done = threading.Event()
-        host, _, port = addresses[0].rpartition(":")
-        port = int(port) + 1
+        host, port = pulse_address(addresses)
         meet, aim = self._find_worker_0, "reach worker 0"
         if worker == 0:
             meet, aim = self._wait_for_all, "listen for the others"
