@@ -35,7 +35,7 @@ with quiet_stderr():  # TensorFlow greets on stderr while it is imported
 
 from batches import BatchOrder, make_loader, pipeline
 from common.errors import Parser, UserError, number_above_0, reason, run, whole_number
-from common.machine import choose_precision, has_mixed_precision, make_session, set_up_tensorflow
+from common.machine import choose_precision, is_mixed_faster, make_session, set_up_tensorflow
 from dataset.index import open_index
 from deeploss import load_weights
 from inference.evaluation import evaluate, report_toy
@@ -73,7 +73,7 @@ def main(argv=None):
         if config["precision"] == "auto" and options.network and not options.retrain:  # goes on as it began
             config["precision"] = options.network.precision()
         config["precision"] = choose_precision(config["precision"])
-        if options.mode != "train" and not has_mixed_precision():  # a network may come from another machine
+        if options.mode != "train" and not is_mixed_faster():  # a network may come from another machine
             config["precision"] = "float32"
         try:
             return MODES[options.mode](options, config)
@@ -257,6 +257,8 @@ def start_run(stack, options, config, index, cluster):
     run = stack.enter_context(Run(log_dir, config, silent=options.dry_run))
     run.write(DETAILS, details_of(index, config))
     cluster.log_with(run.log)
+    if config["precision"] == "mixed" and not is_mixed_faster():
+        run.say("precision: mixed is far slower than float32 here, as this processor has no bfloat16 instructions")
     return run
 
 

@@ -103,7 +103,7 @@ class Dropout:
 
     def elu(self, x):
         """elu(x), not scaled, with a share drop_prob of the values set to 0."""
-        kept = self._kept(tf.shape(x))
+        kept = self._kept(x.shape.as_list() if x.shape.is_fully_defined() else tf.shape(x))
 
         # The gradient needs either the activations or what dropout made of them. Here it needs only the latter, which
         # the next layer keeps anyway, and the choice as booleans: 0.4 GB less for a step of market.yaml.
@@ -119,14 +119,16 @@ class Dropout:
         return dropped_elu(x)
 
     def _kept(self, shape):
-        """Booleans of this shape, each false with probability drop_prob."""
-        n = tf.reduce_prod(shape)
+        """Booleans of this shape, numbers or a tensor, each false with probability drop_prob."""
+        n = int(np.prod(shape)) if isinstance(shape, list) else tf.reduce_prod(shape)
         # TensorFlow 1.15 wants limits, which cost a division per word.
         needs_limits = not hasattr(tf.raw_ops, "StatelessRandomUniformFullInt")
         minval, maxval = (tf.int32.min, tf.int32.max) if needs_limits else (None, None)
         key = self._pass.random_key("dropout")
         words = tf.random.stateless_uniform([(n + 3) // 4], key, minval=minval, maxval=maxval, dtype=tf.int32)
-        random_bytes = tf.reshape(tf.bitcast(words, tf.int8), [-1])[:n]
+        random_bytes = tf.reshape(tf.bitcast(words, tf.int8), [-1])
+        if not (isinstance(n, int) and n % 4 == 0):
+            random_bytes = random_bytes[:n]
         return tf.reshape(random_bytes >= self._threshold, shape)
 
 
@@ -183,9 +185,10 @@ def channels(x):
 
 # ---------------------------------------------------------------------------------------------- weight normalisation
 
-def _weight_normalised(pass_, kind, x, shape, *, stride=1, x_scale=1.0):
+def _weight_normalised(pass_, kind, x, shape, *, stride=1, x_scale=None):
     """y = g * (x_scale * x conv V / |V|) + b (Salimans & Kingma 2016), |V| the L2 norm per output channel.
 
+    x_scale: a scalar, or None for 1.
     All factors go into the kernel or, where that has more numbers than the result, into the result: either is read and
     written once more, and again in the gradients.
     """
@@ -197,9 +200,9 @@ def _weight_normalised(pass_, kind, x, shape, *, stride=1, x_scale=1.0):
     V = tf.convert_to_tensor(V)  # one reading for both uses
     kernel = _reached(V, x)
     if pass_.initialising:
-        t = _conv(pass_, x, kernel * _over_norm(x_scale * tf.ones_like(g), V), tf.zeros_like(b), stride)
-        return _initialise_from_data(pass_, t, g, b)
-    scale = _over_norm(x_scale * g, V)
+        scale = (1.0 if x_scale is None else x_scale) / _norm(V)
+        return _initialise_from_data(pass_, _conv(pass_, x, kernel * scale, None, stride), g, b)
+    scale = _over_norm(tf.convert_to_tensor(g) if x_scale is None else x_scale * g, V)
     if _has_few_pixels(x, kernel):
         return tf.nn.bias_add(_conv(pass_, x, kernel, None, stride) * scale, b)
     return _conv(pass_, x, kernel * scale, b, stride)
@@ -213,13 +216,17 @@ def _has_few_pixels(x, kernel):
 @tf.custom_gradient
 def _over_norm(g, V):
     """g / |V|, (filters,). Its gradient (Salimans & Kingma 2016, equation 3) reads V less often than TensorFlow's."""
-    norm = tf.math.reduce_euclidean_norm(V, axis=list(range(V.shape.ndims - 1)))
+    norm = _norm(V)
     scale = g / norm
 
     def gradient(upstream):
         along_V = upstream / norm
         return along_V, V * (-along_V * scale / norm)
     return scale, gradient
+
+
+def _norm(V):
+    return tf.math.reduce_euclidean_norm(V, axis=list(range(V.shape.ndims - 1)))
 
 
 def _reached(V, x):
@@ -233,14 +240,14 @@ def _initialise_from_data(pass_, t, g, b):
     mean, variance = tf.nn.moments(t, axes=[0, 1, 2])
     scale = tf.rsqrt(variance + 1e-10)
     shift = -mean * scale
-    pass_.assignments += [g.assign(scale), b.assign(shift)]
+    pass_.assignments += [g.assign(scale, read_value=False), b.assign(shift, read_value=False)]
     return t * scale + shift
 
 
 def _direction_initializer(pass_, place):
     def initializer(shape, dtype=tf.float32, partition_info=None):
         key = tf.stack([tf.constant(stream_key(pass_.seed, place), tf.int64), pass_.zero])
-        return V_STDDEV * tf.random.stateless_normal(shape, key, dtype=dtype)
+        return tf.random.stateless_normal(shape, key, stddev=V_STDDEV, dtype=dtype)
     return initializer
 
 
@@ -248,7 +255,9 @@ def _direction_initializer(pass_, place):
 
 def _conv(pass_, x, kernel, bias, stride):
     """x (N, h, w, c) convolved with a kernel (c, filters) or (1 or 3, 1 or 3, c, filters), plus any bias (filters,)."""
-    if kernel.shape.ndims == 2 or kernel.shape[0] == 1:
+    if kernel.shape.ndims == 2:
+        return _times(x, kernel, bias)
+    if kernel.shape[0] == 1:
         return _times(x, tf.reshape(kernel, kernel.shape[-2:]), bias)
     if stride == 1 and USUAL_BATCH * x.shape[1] * x.shape[2] <= x.shape[3]:
         return _conv_of_small_map(x, kernel, bias)

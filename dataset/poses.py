@@ -199,10 +199,8 @@ def _people_of_frame(frame, size, where):
     return joints
 
 
-def _is_number(value):
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return abs(value) < MAX_COORDINATE  # false for nan
+def _is_number(value, low=-MAX_COORDINATE, high=MAX_COORDINATE):
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high  # not nan
 
 
 def _as_joints(points, canvas, size):
@@ -251,8 +249,7 @@ def read_joints(value, name):
 
 def read_number(value, name, low, high):
     """A number from JSON, at least low and at most high. Raises UserError."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not low <= value <= high:  # not for nan
+    if not _is_number(value, low, high):
         raise UserError(f"{name}: expected a number from {low:g} to {high:g}, found {shown(value)}")
     return value
 

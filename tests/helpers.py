@@ -3,6 +3,7 @@ import io
 import json
 import os
 import pickle
+import time
 
 import numpy as np
 from PIL import Image
@@ -26,6 +27,17 @@ PICTURES = {"shape": "picture", "appearance": "picture"}
 def exit_code(module, *options):
     """The exit code of a command, the module's main, with these options."""
     return run(module.main, [str(option) for option in options])
+
+
+def wait_for(what, seconds=120):
+    """what() as soon as it is true."""
+    end = time.time() + seconds
+    while time.time() < end:
+        value = what()
+        if value:
+            return value
+        time.sleep(0.02)
+    raise AssertionError("waited in vain")
 
 
 def only_run(log_dir):

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from helpers import ROOT, exit_code
+from helpers import ROOT, exit_code, wait_for
 
 import main
 from batches import BatchOrder
@@ -109,13 +109,6 @@ def test_two_workers_make_the_gradients_of_one_with_twice_the_batch(small_config
     assert len(results[1]) > 100 and set(results[1]) == set(results[2])
     for name, expected in results[1].items():  # after one step half the gradient
         np.testing.assert_allclose(results[2][name], expected, atol=1e-4 * np.abs(expected).max() + 1e-9, err_msg=name)
-
-
-def wait_for(condition, seconds=120):
-    end = time.time() + seconds
-    while not condition():
-        assert time.time() < end
-        time.sleep(0.1)
 
 
 def worker_process(folder, addresses, number, config):

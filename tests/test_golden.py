@@ -94,18 +94,19 @@ def found():
             fetches["vgg_losses_" + config] = weighted.feature_losses
             fetches["vgg_gram_losses_" + config] = weighted.gram_losses
 
-        session.run(tf.global_variables_initializer())
-        session.run(loss.load_op, loss.load_feed)
+        values = {}
         for variable in variables:
             n = named_normal(variable.op.name, variable.shape.as_list())
-            variable.load({"V": .05 * n, "g": 1 + .1 * n, "b": .1 * n}[variable.op.name[-1]], session)
+            values[variable.initializer.inputs[1]] = {"V": .05 * n, "g": 1 + .1 * n, "b": .1 * n}[variable.op.name[-1]]
+        session.run(tf.global_variables_initializer(), values)  # at once, as TensorFlow prepares each other run anew
+        session.run(loss.load_op, loss.load_feed)
         values = session.run(fetches)
         for key, weight in (("at0", 1e-6), ("at60000", 0.4000006)):
             values["gradients_" + key] = dict(zip([v.op.name for v in variables],
                                                   session.run(gradients, {kl_weight: weight})))
         values["ddinit_params"], values["ddinit_q"], values["ddinit_p"], _ = session.run(
             [init_decoded.picture, init_posterior.means, init_decoded.prior_means, init_pass.assignments])
-        values["ddinit"] = {v.op.name: session.run(v) for v in variables if v.op.name[-1] in "gb"}
+        values["ddinit"] = session.run({v.op.name: v for v in variables if v.op.name[-1] in "gb"})
         values["params_after_ddinit"] = session.run(decoded.picture)
         return values
 

@@ -19,7 +19,7 @@ import zipfile
 import imageio_ffmpeg
 import numpy as np
 import pytest
-from helpers import mutated, standing
+from helpers import mutated, standing, wait_for
 from PIL import Image
 
 from common.threads import Superseded, Turns
@@ -375,17 +375,6 @@ def browser(tmp_path):
     browser.set_script_timeout(30)
     yield browser
     browser.quit()
-
-
-def wait_for(what, seconds=20.0):
-    """what() as soon as it is true."""
-    end = time.time() + seconds
-    while time.time() < end:
-        value = what()
-        if value:
-            return value
-        time.sleep(0.02)
-    raise AssertionError("waited in vain")
 
 
 class Page:

@@ -13,7 +13,7 @@ import common.machine
 import main
 from batches import BatchOrder, Examples, Loader, pipeline
 from common.errors import UserError
-from common.machine import choose_precision, has_gpu, make_session, session_options
+from common.machine import choose_precision, has_gpu, is_mixed_faster, make_session, session_options
 from dataset.index import Index
 from dataset.toy import make_data_set
 from deeploss import load_weights
@@ -106,7 +106,7 @@ def test_mixed_precision_that_cannot_be_had_is_refused():
 
 def test_a_network_that_was_trained_in_mixed_precision_makes_pictures_anywhere(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(common.machine, "has_mixed_precision", lambda: False)
-    monkeypatch.setattr(main, "has_mixed_precision", lambda: False)
+    monkeypatch.setattr(common.machine, "has_gpu", lambda: False)
     run, config = trained
     assert exit_code(main, "--config", config, "--checkpoint", run, "--set", "precision=mixed", "--mode", "test",
                      "--batches", 1, "--log_dir", tmp_path / "log") == 0
@@ -128,7 +128,7 @@ def test_mixed_precision_computes_in_16_bit_and_sums_in_32(small_config, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(IS_TF1 and not has_gpu(), reason="TensorFlow 1.15 has mixed precision on GPUs only")
+@pytest.mark.skipif(not is_mixed_faster(), reason="without bfloat16 instructions this takes minutes")
 def test_mixed_precision_learns_as_float32_does(program, small_config, tmp_path):
     losses = {}
     for precision in ("float32", "mixed"):
@@ -142,8 +142,18 @@ def test_mixed_precision_learns_as_float32_does(program, small_config, tmp_path)
     np.testing.assert_allclose(losses["mixed"][-5:].mean(), losses["float32"][-5:].mean(), rtol=0.05)
 
 
+@pytest.mark.skipif(has_gpu() or IS_TF1, reason="there is a GPU, or no bfloat16 for CPUs")
+def test_mixed_precision_that_is_slower_is_said_to_be(small_config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("common.machine.cpu_flags", lambda: {"amx_bf16"})
+    assert is_mixed_faster()
+    monkeypatch.setattr("common.machine.cpu_flags", lambda: set())
+    config = small_config(precision="mixed", lr_decay_begin=0, lr_decay_end=1)
+    assert exit_code(main, "--config", config, "--log_dir", tmp_path / "log") == 0
+    assert "far slower than float32 here" in capsys.readouterr().out
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(IS_TF1 and not has_gpu(), reason="TensorFlow 1.15 has mixed precision on GPUs only")
+@pytest.mark.skipif(not is_mixed_faster(), reason="without bfloat16 instructions this takes 20 minutes")
 def test_mixed_precision_trains_the_toy_as_float32_does(program, tmp_path):
     """In a part of toy.yaml's steps: the transfer error is the same within the effect of rounding.
 
