@@ -15,7 +15,7 @@ from dataset.poses import OPENPOSE
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 SMALL = {
-    "spatial_size": 16, "box_factor": 1, "bottleneck_factor": 1, "n_filters": 4, "max_filters": 8,
+    "spatial_size": 16, "box_factor": 1, "bottleneck_factor": 2, "n_filters": 4, "max_filters": 8,
     "batch_size": 2, "init_batches": 2, "lr": 1e-3, "lr_decay_begin": 2, "lr_decay_end": 4, "drop_prob": 0.1,
     "log_freq": 2, "ckpt_freq": 2, "test_freq": 4,
     "feature_layers": ["input_1", "block1_conv1"], "feature_weights": [1.0, 1.0], "gram_weights": [0.0, 0.1],

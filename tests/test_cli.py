@@ -72,7 +72,7 @@ def test_scalars_are_in_the_log_and_in_tensorboards_events(trained):
         for value in event.summary.value:
             tags.setdefault(value.tag, []).append(event.step)
             if value.tag == "posterior_means/posterior_means_1_valid":
-                assert value.histo.num == sum(value.histo.bucket) == 2 * 4 * 4 * 8
+                assert value.histo.num == sum(value.histo.bucket) == 2 * 8 * 8 * 8
                 assert value.histo.min < value.histo.max
     for tag in ("loss/loss", "loss/loss_valid", "kl_loss/kl_loss_1", "images_per_s/images_per_s", "x",
                 "valid_test_sample", "posterior_means/posterior_means_0", "posterior_means/posterior_means_1_valid"):
@@ -334,7 +334,7 @@ def test_bad_indexes(small_config, tmp_path, capsys, monkeypatch, content, words
 
 @pytest.mark.parametrize("mode", [SLOW_TRAIN, "transfer"])
 @pytest.mark.parametrize("changes, words", [
-    ({"n_filters": 8}, ["of another config", "shape", "[24, 8]", "[24, 16]"]),
+    ({"n_filters": 8, "max_filters": 16}, ["of another config", "shape", "[24, 8]", "[24, 16]"]),
     ({"spatial_size": 32}, ["of another config", "has no variable"])])
 def test_a_checkpoint_of_another_config(trained, small_config, tmp_path, capsys, monkeypatch, mode, changes, words):
     monkeypatch.chdir(tmp_path)
@@ -402,16 +402,15 @@ def test_vgg_weights_that_cannot_be_had(small_config, tmp_path, capsys, monkeypa
 # ---------------------------------------------------------------------------------------------- the configs
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [
-    "market", "market_retrain", "deepfashion", "deepfashion_retrain", "coco", "coco_retrain"])
-def test_each_config_builds_initialises_and_trains(name, small_config, toy, tmp_path):
+@pytest.mark.parametrize("name", ["market", "deepfashion_retrain", "coco"])  # the others differ in numbers only
+def test_each_kind_of_config_builds_initialises_and_trains(name, small_config, toy, tmp_path):
     """Smaller, but with its own factors, layers and weights."""
     config = load_config(os.path.join(ROOT, name + ".yaml"))
     config.update(data_index=str(toy / "index.p"), vgg_weights="random", spatial_size=32, batch_size=1, init_batches=2,
                   n_filters=4, max_filters=16, lr_decay_begin=1, lr_decay_end=2)
     assert exit_code(main, "--config", small_config(**config), "--log_dir", str(tmp_path / "log")) == 0
     log = (only_run(tmp_path / "log") / "log.txt").read_text()
-    assert ("gram_loss_" in log) == (name not in ("market", "deepfashion"))
+    assert ("gram_loss_" in log) == (name != "market")
     assert find_checkpoint(str(only_run(tmp_path / "log"))).endswith("model.ckpt-2")
 
 

@@ -64,9 +64,9 @@ def test_a_missing_key_is_named(small_config, key):
     ({"init_batches": -1}, "init_batches: -1"), ({"log_freq": 0}, "log_freq: 0"), ({"n_filters": 0}, "n_filters: 0"),
     ({"spatial_size": 100}, "spatial_size: 100: expected a power of two"), ({"spatial_size": -16}, "spatial_size: -16"),
     ({"spatial_size": 2}, "spatial_size: 2: expected a power of two, 4 or more"),
-    ({"box_factor": 5}, "box_factor: 5: expected at most 2 for spatial_size 16 and bottleneck_factor 1"),
+    ({"box_factor": 5}, "box_factor: 5: expected at most 1 for spatial_size 16 and bottleneck_factor 2"),
     ({"box_factor": -1}, "box_factor: -1"),
-    ({"box_factor": 2, "max_filters": 8}, "box_factor: 2: expected at most 1 .* or max_filters of 16"),
+    ({"box_factor": 2, "bottleneck_factor": 1}, "box_factor: 2: expected at most 1 .* or max_filters of 16"),
     ({"bottleneck_factor": 4}, "bottleneck_factor: 4: expected at most 3 for spatial_size 16"),
     ({"n_filters": 16}, "n_filters: 16: expected at most max_filters, 8"),
     ({"lr": "fast"}, "lr: fast: expected a positive number"), ({"lr": 0}, "lr: 0"), ({"lr": float("nan")}, "lr: nan"),
@@ -118,8 +118,8 @@ def test_a_missing_file(tmp_path):
 
 
 @pytest.mark.parametrize("changes", [
-    {"box_factor": 0, "bottleneck_factor": 0}, {"box_factor": 2, "max_filters": 16},
-    {"spatial_size": 4, "box_factor": 0, "feature_layers": ["input_1", "block2_conv2"]}])
+    {"box_factor": 0, "bottleneck_factor": 0}, {"box_factor": 2, "bottleneck_factor": 1, "max_filters": 16},
+    {"spatial_size": 4, "box_factor": 0, "bottleneck_factor": 1, "feature_layers": ["input_1", "block2_conv2"]}])
 def test_extreme_sizes_that_fit_are_accepted_and_build(small_config, changes, graph):
     import tensorflow.compat.v1 as tf
 

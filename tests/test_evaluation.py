@@ -341,6 +341,6 @@ def test_an_index_without_pairs_has_no_transfers(trained, tmp_path, small_config
 
 def test_pictures_too_small_for_ssim(trained, tmp_path, small_config, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert exit_code(main, "--mode", "evaluate", "--checkpoint", str(trained[0]), "--config",
-                      small_config(spatial_size=8, feature_layers=["input_1", "block1_conv1"])) == 2
+    config = small_config(spatial_size=8, bottleneck_factor=1)
+    assert exit_code(main, "--mode", "evaluate", "--checkpoint", str(trained[0]), "--config", config) == 2
     assert "spatial_size: 8: expected 16 or more" in capsys.readouterr().err and not (tmp_path / "log").exists()
