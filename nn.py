@@ -127,7 +127,7 @@ class Dropout:
         key = self._pass.random_key("dropout")
         words = tf.random.stateless_uniform([(n + 3) // 4], key, minval=minval, maxval=maxval, dtype=tf.int32)
         random_bytes = tf.reshape(tf.bitcast(words, tf.int8), [-1])
-        if not (isinstance(n, int) and n % 4 == 0):
+        if not isinstance(n, int) or n % 4:  # else there are just as many as are needed
             random_bytes = random_bytes[:n]
         return tf.reshape(random_bytes >= self._threshold, shape)
 
@@ -189,6 +189,7 @@ def _weight_normalised(pass_, kind, x, shape, *, stride=1, x_scale=None):
     """y = g * (x_scale * x conv V / |V|) + b (Salimans & Kingma 2016), |V| the L2 norm per output channel.
 
     x_scale: a scalar, or None for 1.
+
     All factors go into the kernel or, where that has more numbers than the result, into the result: either is read and
     written once more, and again in the gradients.
     """
