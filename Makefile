@@ -51,7 +51,7 @@ test-fast: $(READY_TO_TEST)
 	$(PYTEST) $(PARALLEL) -m "not slow" tests
 
 fuzz: $(READY_TO_TEST)
-	VUNET_FUZZ_CASES=12000 $(PYTEST) tests/test_fuzz.py tests/test_page.py::test_hostile_requests
+	VUNET_FUZZ_CASES=12000 $(PYTEST) $(PARALLEL) tests/test_fuzz.py tests/test_page.py::test_hostile_requests
 
 lint: $(READY_TO_TEST)
 	$(VENV)/bin/python -m ruff check .
