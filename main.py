@@ -258,7 +258,7 @@ def start_run(stack, options, config, index, cluster):
     run.write(DETAILS, details_of(index, config))
     cluster.log_with(run.log)
     if config["precision"] == "mixed" and not is_mixed_faster():
-        run.say("precision: mixed is far slower than float32 here, as this processor has no bfloat16 instructions")
+        run.say("precision: mixed is slower than float32 here, as this processor has no bfloat16 instructions")
     return run
 
 

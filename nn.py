@@ -227,6 +227,7 @@ def _over_norm(g, V):
 
 
 def _norm(V):
+    """|V|, (filters,): the L2 norm per output channel."""
     return tf.math.reduce_euclidean_norm(V, axis=list(range(V.shape.ndims - 1)))
 
 

@@ -32,7 +32,7 @@ from tools.check_index import suspicions
 from training.config import load_config
 
 CASES_PER_KIND = int(os.environ.get("VUNET_FUZZ_CASES", "300")) // 3
-MAX_SECONDS = 15.0  # on a slow machine with other work to do; what grows would take minutes or all memory
+MAX_SECONDS = 15.0  # on a slow machine with other work to do
 MAX_MEMORY = 1200  # MB more than before; an image may claim 89 million pixels
 
 
