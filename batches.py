@@ -71,16 +71,15 @@ def stick_figure(joints, size):
     return cv2.merge(canvas)
 
 
-def part_crops(image, joints, box_factor):
+def part_crops(images, joints, s):
     """The appearance without the pose: crops of eight body parts, each turned to lie the same way.
 
-    image: (S, S, 3) uint8. joints as in stick_figure. Returns crops (s, s, 24) uint8, s = S / 2^box_factor, three
-    channels per part of PARTS, and has_part (8,) uint8: 0 for parts with a missing joint, whose crops are black.
+    images: (n, S, S, 3) uint8. joints: (n, 15, 2), each as in stick_figure. Returns crops (n, s, s, 24) uint8, three
+    channels per part of PARTS, and has_part (n, 8) uint8: 0 for parts with a missing joint, whose crops are black.
     """
-    size = image.shape[0]
-    corners, has_part = part_corners(joints, size)
-    s = size // 2**box_factor
-    return cut_parts(image, part_transforms(corners, s), has_part, s), has_part
+    corners, has_part = part_corners(joints, images.shape[1])
+    of_images = zip(images, part_transforms(corners, s), has_part)
+    return np.stack([cut_parts(image, transforms, there, s) for image, transforms, there in of_images]), has_part
 
 
 def part_corners(joints, size):
@@ -173,12 +172,12 @@ class Loader:
 
     def __call__(self, numbers):
         try:
-            images = [self.index.image(number, self.size) for number in numbers]
+            images = np.stack([self.index.image(number, self.size) for number in numbers])
             shape_images = self.shape_images(numbers)
         except UserError as error:
             self.failure = error
             raise
-        return Examples(np.stack(images), shape_images, *self._appearances(images, numbers))
+        return Examples(images, shape_images, *self._appearances(images, numbers))
 
     def shape_images(self, numbers):
         """Shapes (n, S, S, 3) uint8. Raises UserError where an image cannot be read."""
@@ -196,10 +195,7 @@ class Loader:
         if self.appearance == "picture":
             return np.stack([cv2.resize(image, (s, s), interpolation=cv2.INTER_AREA) for image in images]), np.ones(
                 (n, 1), np.uint8)
-        corners, has_part = part_corners(self.index.joints[numbers], self.size)
-        transforms = part_transforms(corners, s)
-        return np.stack([cut_parts(image, of_image, there, s)
-                         for image, of_image, there in zip(images, transforms, has_part)]), has_part
+        return part_crops(images, self.index.joints[numbers], s)
 
     def batch(self, numbers):
         """load(numbers) in parallel, for batches that are needed once, outside of the pipeline."""

@@ -12,8 +12,8 @@
     python main.py --mode page --checkpoint RUN                                         a page to drag joints on
     python main.py --mode export --checkpoint RUN --out mine.vunet.zip                  the network as one file
 
-RUN is a run folder, its checkpoints folder, a checkpoint prefix, a network file or the URL of one; without --config its
-own config is used. Every command but export and page writes to a new run folder, log/<date>T<time>.
+RUN is a run folder, its checkpoints folder, a checkpoint prefix, a network file or the URL of one. All modes but train
+use its own config where none is named. All but export and page write to a new run folder, log/<date>T<time>.
 docs/configuration.md explains options, config keys and files.
 """
 import argparse
@@ -52,6 +52,7 @@ from training.graphs import Renderer, TrainingGraph, next_batch
 from training.runs import Run, tile, to_uint8, transfer_grid
 from training.workers import WORKER, launch
 
+DEFAULT_LOG_DIR = "log"
 DRY_STEPS = 5  # enough for a mean of those after the first
 MAX_OVERFLOWS = 50  # more than it takes the scale of float16's loss to come down to 1
 
@@ -88,7 +89,8 @@ def parse_options(argv):
     parser.add_argument("--set", type=setting, action="append", default=[], metavar="KEY=VALUE",
                         help="another value, in YAML, for a key of the config; may be given several times")
     parser.add_argument("--mode", default="train", choices=sorted(MODES))
-    parser.add_argument("--log_dir", default="log", metavar="DIR", help="where run folders go (log)")
+    parser.add_argument("--log_dir", default=DEFAULT_LOG_DIR, metavar="DIR",
+                        help="where run folders go (log)")
     parser.add_argument("--checkpoint", metavar="PATH",
                         help="checkpoint prefix, checkpoints folder, run folder, network file or URL of an archive")
     parser.add_argument("--best", action="store_true", help="of the run's checkpoints, the one with the highest score "
@@ -308,6 +310,8 @@ def command_to_go_on(options, folder):
     words = ["python", "main.py", "--config", options.config]
     for key, value in options.set:
         words += ["--set", f"{key}={json.dumps(value)}"]
+    if options.log_dir != DEFAULT_LOG_DIR:
+        words += ["--log_dir", options.log_dir]
     if options.workers is not None:
         words += ["--workers", str(options.workers)]
     return " ".join(shlex.quote(word) for word in words + ["--checkpoint", folder])

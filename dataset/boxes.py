@@ -6,7 +6,7 @@ from PIL import Image
 
 from dataset.index import TORSO, J, is_visible
 
-MARGIN = 0.15  # on each side, in shares of the box's height
+MARGIN = 0.15  # on each side, in shares of the height of what the box holds
 
 
 def has_torso(joints):

@@ -3,7 +3,7 @@
     with Finder("data/market/index.p", aspect=lambda: 0.5) as finder:
         people = finder.select(["me.jpg", "17"], "--appearance")
         poses = finder.select(["dance.mp4"], "--pose")
-    batch = Loader(poses, 128, 1).batch(range(len(poses)))
+    shapes = Loader(poses, 128, 1).shape_images(range(len(poses)))
 """
 import collections
 import difflib

@@ -16,7 +16,8 @@ PROTOCOLS = {
     "psnr": "of RGB, 0 to 255, at most 100 dB (TensorFlow)",
     "mae": "mean absolute difference of RGB in levels of 0 to 255",
     "perceptual_loss": "the likelihood loss that the config trains with",
-    "joints": "joints by one estimator (MediaPipe) in the real and the made picture, both at 256 x 256",
+    "joints": "joints by one estimator (MediaPipe) in the real and the made picture, both in the aspect of the data "
+              "set's files, with a longer side of 256 pixels; distances as in a square of 256 x 256",
     "consistency": "features of VGG19's block5_conv2, averaged over positions, of one appearance in several poses",
     "fid": "Frechet distance of Inception features (pool_3 of inception-2015-12-05)",
     "inception_score": "of inception-2015-12-05's logits without bias, 10 splits"}

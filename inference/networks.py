@@ -335,8 +335,10 @@ def export(options, config):
 
 def without_paths(config):
     """The config without what its paths say of the machine that it was trained on."""
-    return {key: "/".join(value.split(os.sep)[-2:]) if key in ("data_index", "vgg_weights") and os.path.isabs(value)
-            else value for key, value in config.items()}
+    def shortened(path):
+        is_outside = os.path.isabs(path) or os.path.normpath(path).startswith(os.pardir)
+        return "/".join(path.split(os.sep)[-2:]) if is_outside else path
+    return {key: shortened(value) if key in ("data_index", "vgg_weights") else value for key, value in config.items()}
 
 
 def _read_metrics(path):

@@ -19,6 +19,12 @@ CASES = [name[len("image/"):] for name in GOLDEN.files if name.startswith("image
 
 # ------------------------------------------------------------------------------- stick figures and part crops
 
+def part_crops(image, joints, s):
+    """Crops and has_part of one image."""
+    crops, has_part = batches.part_crops(image[np.newaxis], joints[np.newaxis], s)
+    return crops[0], has_part[0]
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_stick_figures_equal_the_published_ones(case):
     figure = batches.stick_figure(GOLDEN["joints/" + case].astype(np.float32), 128)
@@ -27,7 +33,7 @@ def test_stick_figures_equal_the_published_ones(case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_part_crops_equal_the_published_ones(case):
-    crops, has_part = batches.part_crops(GOLDEN["image/" + case], GOLDEN["joints/" + case].astype(np.float32), 1)
+    crops, has_part = part_crops(GOLDEN["image/" + case], GOLDEN["joints/" + case].astype(np.float32), 64)
     found = (crops / 127.5 - 1) * np.repeat(has_part, 3)
     difference = np.abs(found - GOLDEN["parts_box1/" + case].astype(np.float32)) * 127.5
     assert difference.max() < 8 and difference.mean() < 0.5
@@ -81,7 +87,7 @@ def test_limbs_lie_along_the_rows_of_their_crops():
     joints = standing(lelbow=(.6, .4), lwrist=(.9, .4))
     image[46:57, 77:96, 0] = 255  # the half near the elbow is red, the other green
     image[46:57, 96:116, 1] = 255
-    crops, has_part = batches.part_crops(image, joints, 1)
+    crops, has_part = part_crops(image, joints, 64)
     crop = crops[..., 3 * 3:3 * 4]
     assert has_part[3]
     assert (crop[32, 8] == (255, 0, 0)).all() and (crop[32, 56] == (0, 255, 0)).all()
@@ -92,21 +98,21 @@ def test_limbs_lie_along_the_rows_of_their_crops():
     (("lknee", "rknee", "cnose"), [1] * 8), (("lhip",), [0, 1, 1, 1, 1, 1, 0, 1]),
     (("lshoulder",), [0, 0, 0, 1, 1, 1, 1, 1])])
 def test_parts_without_their_joints_are_missing(missing, parts):
-    crops, has_part = batches.part_crops(np.full((32, 32, 3), 200, np.uint8), standing(*missing), 0)
+    crops, has_part = part_crops(np.full((32, 32, 3), 200, np.uint8), standing(*missing), 32)
     assert list(has_part) == parts
     assert [bool(crops[..., 3 * i:3 * i + 3].any()) for i in range(8)] == [bool(part) for part in parts]
 
 
 def test_two_joints_at_one_point_make_a_missing_part():
-    _, has_part = batches.part_crops(np.full((32, 32, 3), 200, np.uint8),
-                                     standing(lelbow=(.6, .3), rhip=(.58, .55), cnose=(.5, .3)), 0)
+    _, has_part = part_crops(np.full((32, 32, 3), 200, np.uint8),
+                             standing(lelbow=(.6, .3), rhip=(.58, .55), cnose=(.5, .3)), 32)
     assert list(has_part) == [0, 0, 0, 1, 1, 1, 1, 1]
 
 
 def test_missing_parts_are_exactly_grey_in_the_graph(graph):
     joints = standing("lelbow")
     image = np.random.RandomState(0).randint(0, 256, (16, 16, 3)).astype(np.uint8)
-    crops, has_part = batches.part_crops(image, joints, 1)
+    crops, has_part = part_crops(image, joints, 8)
     examples = batches.Examples(*[tf.constant(a[np.newaxis]) for a in
                                   (image, batches.stick_figure(joints, 16), crops, has_part)])
     with tf.Session() as session:

@@ -85,10 +85,9 @@ def use_index(path):
     if index.joints is None:
         return
     suspicions(index.joints)
-    image = np.zeros((32, 32, 3), np.uint8)
     for joints in index.joints[:3]:
         batches.stick_figure(joints, 32)
-        batches.part_crops(image, joints, 1)
+        batches.part_crops(np.zeros((1, 32, 32, 3), np.uint8), joints[np.newaxis], 16)
 
 
 def test_indexes(tmp_path):

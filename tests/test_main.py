@@ -30,7 +30,10 @@ def test_gradients_that_are_not_scaled_may_not_overflow():
 
 
 def test_the_command_to_go_on_repeats_what_was_set():
-    options = argparse.Namespace(config="my config.yaml", workers=2, set=[("seed", 3), ("gram_weights", [0.0, 0.1])])
-    assert command_to_go_on(options, "log/x") == (
-        "python main.py --config 'my config.yaml' --set seed=3 --set 'gram_weights=[0.0, 0.1]' --workers 2 "
-        "--checkpoint log/x")
+    options = argparse.Namespace(config="my config.yaml", workers=2, set=[("seed", 3), ("gram_weights", [0.0, 0.1])],
+                                 log_dir="my log")
+    assert command_to_go_on(options, "my log/x") == (
+        "python main.py --config 'my config.yaml' --set seed=3 --set 'gram_weights=[0.0, 0.1]' --log_dir 'my log' "
+        "--workers 2 --checkpoint 'my log/x'")
+    options = argparse.Namespace(config="my.yaml", workers=None, set=[], log_dir="log")
+    assert command_to_go_on(options, "log/x") == "python main.py --config my.yaml --checkpoint log/x"

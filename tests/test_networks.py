@@ -23,7 +23,7 @@ from batches import Loader
 from common.errors import UserError
 from dataset.index import Index
 from inference import networks
-from inference.networks import open_network, unpack
+from inference.networks import open_network, unpack, without_paths
 from inference.rendering import restored
 from training.checkpoints import find_checkpoint
 from training.config import load_config
@@ -90,6 +90,14 @@ def test_a_network_file_holds_the_weights_once_and_no_moments(trained, exported)
         assert dict(config, data_index="") == dict(load_config(trained[1]), data_index="")
     of_run = tf.train.NewCheckpointReader(find_checkpoint(str(trained[0]))).get_variable_to_shape_map()
     assert set(checkpoint.shapes) == {name for name in of_run if name.endswith(("/V", "/g", "/b"))} | {"global_step"}
+
+
+@pytest.mark.parametrize("path, kept", [
+    ("/home/ann/photos/index.p", "photos/index.p"), ("../ann/photos/index.p", "photos/index.p"),
+    ("data/market/index.p", "data/market/index.p"), ("imagenet", "imagenet")])
+def test_paths_outside_the_working_directory_are_shortened(path, kept):
+    assert without_paths({"data_index": path, "vgg_weights": path, "lr": 1.0}) == {
+        "data_index": kept, "vgg_weights": kept, "lr": 1.0}
 
 
 def test_metrics_go_into_the_file_and_nothing_is_replaced(trained, tmp_path, capsys):

@@ -5,7 +5,8 @@
     python tools/benchmark.py evaluate --config market64.yaml      images and pairs of them that evaluate compares
     python tools/benchmark.py step --config market.yaml --against OTHER_CHECKOUT
 
-If the config's data or VGG19's weights are missing, made-up data and random weights of the same sizes take their place.
+If the config's data are missing, made-up ones of the same size take their place. VGG19's weights are random unless
+vgg_weights names a file.
 --json prints one line of JSON. --against also runs the other checkout's benchmark, in alternation, and prints ratios.
 """
 import argparse

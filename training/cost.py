@@ -148,7 +148,7 @@ def forecast(config, n_steps, *, graph, time_use, run, memory_before, n_workers)
     seconds = n_steps * step_s + sum(n * time_use.mean(what) for what, n in times.items() if what != "steps")
     checkpoint = max(file_sizes(run.checkpoints, r"model\.ckpt-(\d+)").values())
     disk = checkpoint * (min(times["checkpoints"], KEPT) + bool(config["eval_freq"]))
-    for what, name in (("logging", r"(?!test|transfer).*\.png"), ("pictures", r"(test|transfer).*\.png")):
+    for what, name in (("logging", r"(?!testing|transfer).*\.png"), ("pictures", r"(testing|transfer).*\.png")):
         once = sum(file_sizes(run.folder, name).values()) / max(1, time_use.times[what])
         disk += 2 * times[what] * once  # TensorBoard's events hold pictures once more
     batch = largest_batch(config["batch_size"], peak_memory() - memory_before)

@@ -37,8 +37,8 @@ def next_batch(dataset):
 class TrainingGraph:
     """Everything that a training needs in the graph; after it is built nothing is added.
 
-    One copy of the network serves training, validation and rendering; the latter two feed dropout 0, noise 0 and their
-    own batch. Building another copy would take as long as many steps.
+    One copy of the network serves training, validation and rendering. The latter two feed dropout 0 and their own
+    batch, and rendering noise 0. Building another copy would take as long as many steps.
 
     config: as from load_config. batch: Examples, a batch of the pipeline. shapes: Examples of the shapes of one image.
     vgg_weights: arrays as from deeploss.load_weights. cluster: the workers whose gradients are averaged. waiting: the
