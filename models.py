@@ -56,12 +56,13 @@ class VUNet:
         """What an appearance (N, s, s, k) says of the latents: one tensor per latent scale, none without an encoder."""
         return self.posterior(pass_, appearance, sample=False).means
 
-    def transfer(self, pass_, shape_image, latents):
+    def transfer(self, pass_, shape_image, latents, which=None):
         """Pictures (N, S, S, 3) of appearances, given by their latents, in shapes (N, S, S, 3).
 
-        Without an encoder there are no latents, and the prior's are taken.
+        Without an encoder there are no latents, and the prior's are taken. which: (N,) numbers of each picture's shape,
+        where there are fewer shapes than pictures; each shape is looked at once.
         """
-        return self.decode(pass_, shape_image, latents or None).picture
+        return self.decode(pass_, shape_image, latents or None, which).picture
 
     def sample(self, pass_, shape_image):
         """Pictures (N, S, S, 3) of these shapes with appearances drawn from the prior p(z|c)."""
@@ -76,10 +77,15 @@ class VUNet:
         with pass_.network("enc_down"):
             return self._enc_down(pass_, skips, sample)
 
-    def decode(self, pass_, shape_image, latents):
-        """p(x|c, z) of shapes (N, S, S, 3) -> Decoded; with no latents they are drawn from the prior."""
+    def decode(self, pass_, shape_image, latents, which=None):
+        """p(x|c, z) of shapes (N, S, S, 3) -> Decoded; with no latents they are drawn from the prior.
+
+        which: as in `transfer`.
+        """
         with pass_.network("dec_up"):
             skips = self._up(pass_, shape_image, self.n_scales, self.n_filters)
+            if which is not None:
+                skips = [tf.gather(skip, which) for skip in skips]
         with pass_.network("dec_down"):
             h, prior_means = self._dec_down(pass_, skips, latents)
         with pass_.network("dec_params"):

@@ -125,7 +125,7 @@ class Comparison:
                                       config["gram_weights"], conv2d=make_conv2d("float32", many_channels=True))
                 self._metrics["perceptual_loss"] = self._compare_features(loss, pictures)
             graph.finalize()
-            self._session = make_session(dict(config, precision="float32"))
+            self._session = make_session(dict(config, precision="float32", xla=False))
         if vgg_weights is not None:
             self._session.run(loss.load_op, loss.load_feed)
 
@@ -196,8 +196,9 @@ class Evaluation:
                 self._note("transfer" + suffix, {name: values[n:] for name, values in figures.items()})
 
     def _rendered(self, numbers, pairs, bar):
-        """Yields, for a batch of these images, their number n, n pictures and what was made from them, and the pairs
-        (m, 2) of a picture and what was made in its pose, n reconstructions and then transfers, by their places.
+        """Yields, for a batch of these images, the numbers of n that can be read, their pictures and what was made from
+        them, and the pairs (m, 2) of a picture and what was made in its pose, n reconstructions and then transfers, by
+        their places.
         """
         sources = collections.defaultdict(list)
         for source, target in pairs.tolist():
@@ -223,21 +224,23 @@ class Evaluation:
         rendered = [(target, target) for target in targets] + pairs
         who = [people.index(person) for person, _ in rendered]
         where = [targets.index(target) for _, target in rendered]
-        made = finite_uint8(self.renderer.render([z[who] for z in latents], batch.shape_image[where]))
+        made = finite_uint8(self.renderer.render([z[who] for z in latents], batch.shape_image, where))
         n = len(targets)
-        pictures, numbers = np.concatenate([batch.image, made]), np.stack([where, n + np.arange(len(made))], axis=1)
-        for i, (place, picture) in enumerate(zip(where, made)):
-            if targets[place] in self._joints_of:
-                self._joints.note("reconstruction" if i < n else "transfer", batch.image[place], picture)
         self._save("real", targets, batch.image)
         self._save("reconstruction", targets, made[:n])
         if pairs:
             self._save("transfer", [target for _, target in pairs], made[n:])
-        return n, pictures, numbers
+        return targets, np.concatenate([batch.image, made]), np.stack([where, n + np.arange(len(made))], axis=1)
 
     def _compared(self, rendered):
-        """(n, {suffix of the task: figures of all pairs}) of what _rendered yields."""
-        n, pictures, numbers = rendered
+        """(n, {suffix of the task: figures of all pairs}) of what _rendered yields; notes its joints."""
+        targets, pictures, numbers = rendered
+        n = len(targets)
+        tasks = ["reconstruction"] * n + ["transfer"] * (len(numbers) - n)
+        for place, target in enumerate(targets):
+            if target in self._joints_of:
+                in_its_pose = [(task, pictures[made]) for task, (where, made) in zip(tasks, numbers) if where == place]
+                self._joints.note(pictures[place], in_its_pose)
         comparisons = {"": self.compare, OWN: self.compare_own}
         return n, {suffix: compare(pictures, numbers) for suffix, compare in comparisons.items() if compare}
 

@@ -35,7 +35,7 @@ def restored(network, config):
         tensors = make_rendering_tensors(config, shapes)
         saver = CheckpointSaver(tf.trainable_variables())
         tf.get_default_graph().finalize()
-        with make_session(config) as session:
+        with make_session(dict(config, xla=False)) as session:  # XLA would compile anew for each number of pictures
             saver.restore(session, checkpoint)
             yield Renderer(tensors, session)
 

@@ -42,10 +42,15 @@ class JointFinder:
         except UserError as error:
             self.why_not = str(error)
 
-    def note(self, task, real, made):
-        """Finds the joints of a real and a made picture (S, S, 3) uint8."""
+    def note(self, real, made):
+        """Finds the joints of a real picture (S, S, 3) uint8 and of those made in its pose, [(task, picture)].
+
+        Where nobody is found in the real one the others do not count, and are not looked at.
+        """
         if self.why_not is None:
-            self._pairs[task].append((self._joints(real), self._joints(made)))
+            of_real = self._joints(real)
+            for task, picture in made:
+                self._pairs[task].append((of_real, None if of_real is None else self._joints(picture)))
 
     def _joints(self, picture):
         """Joints in pixels of a square of JOINTS_SIZE, or None."""

@@ -113,6 +113,22 @@ def test_the_papers_tables_are_printed_beside_the_papers_figures(trained, tmp_pa
         assert words in out, words
 
 
+def test_made_pictures_are_not_looked_at_where_nobody_is_in_the_real_one():
+    class SeesNobody(SeesEverybody):
+        n = 0
+
+        def __call__(self, image):
+            self.n += 1
+            return []
+
+    estimator, picture = SeesNobody(), np.zeros((16, 16, 3), np.uint8)
+    finder = tables.JointFinder(estimator)
+    asked = estimator.n  # whether it works
+    finder.note(picture, [("reconstruction", picture), ("transfer", picture)])
+    assert estimator.n == asked + 1
+    assert [finder.figures()[task]["n"] for task in ("reconstruction", "transfer")] == [0, 0]
+
+
 def test_pictures_in_the_data_sets_own_aspect_are_compared_beside_the_squares(trained, tmp_path, small_config, capsys):
     random = np.random.RandomState(0)
     image = random.randint(0, 256, (20, 15, 3)).astype(np.uint8)

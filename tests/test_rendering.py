@@ -9,12 +9,14 @@ from helpers import exit_code, only_run, save_openpose, standing
 from PIL import Image
 
 import main
-from batches import stick_figure
+from batches import make_loader, stick_figure
 from common.errors import UserError
 from dataset.index import Index, J, load_image
 from inference import rendering
 from inference.movies import write_gif, write_mp4
-from inference.rendering import interpolate
+from inference.networks import open_network
+from inference.rendering import interpolate, restored
+from training.config import load_config
 
 # ---------------------------------------------------------------------------------------------- transfer
 
@@ -34,6 +36,22 @@ def test_chosen_people_in_chosen_poses(trained, toy, tmp_path):
     np.testing.assert_array_equal(grid[:16, 48:], stick_figure(index.joints[poses[2]], 16))
     cell = np.asarray(Image.open(str(folder / "transfer_0" / (f"{stems[1]}_in_pose_of_{stems[3]}.png"))))
     np.testing.assert_array_equal(grid[32:, 32:48], cell)
+
+
+def test_a_renderer_makes_any_number_of_pictures_and_looks_at_each_shape_once(trained):
+    config = load_config(trained[1])
+    batch = make_loader(Index(config["data_index"]), config).batch(range(5))  # a batch is 2
+    with open_network(str(trained[0])) as network, restored(network, config) as renderer:
+        latents, which = renderer.encode(batch), [1, 0, 1, 1, 0]
+        found = renderer.render(latents, batch.shape_image[:2], which)
+        expected = renderer.render(latents, batch.shape_image[which])
+        one_by_one = [renderer.render([z[i:i + 1] for z in latents], batch.shape_image[[k]])
+                      for i, k in enumerate(which)]
+        assert len(renderer.sample(batch.shape_image)) == 5
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(found, np.concatenate(one_by_one), atol=1e-5)
+    assert np.abs(found[0] - found[1]).max() > 1e-3
+
 
 
 @pytest.mark.parametrize("options, words", [

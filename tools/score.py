@@ -97,7 +97,7 @@ def compare(pairs, options):
             for name, value in compare_two(real, made).items():
                 values.setdefault(name, []).append(value)
             if joints:
-                joints.note("joints", real, made)
+                joints.note(real, [("joints", made)])
             if inception:
                 for of_folder, picture in zip(features, (real, made)):
                     found, scores = inception(picture[np.newaxis])

@@ -84,8 +84,8 @@ class TrainingGraph:
         sample_number = tf.placeholder_with_default(0, ())
         samples = net.sample(Pass("sample", sample_number, seed), inputs.shape_image)
         self.rendering = RenderingTensors(
-            batch, posterior.means, posterior.samples, decoded.picture, samples, sample_number,
-            deterministic={train_pass.noise: 0.0, train_pass.drop_prob: 0.0})
+            config["batch_size"], batch, posterior.means, None, posterior.samples, decoded.picture, samples,
+            sample_number, deterministic={train_pass.noise: 0.0, train_pass.drop_prob: 0.0})
         self._set_up_start(perceptual_loss)
 
     def _set_up_start(self, perceptual_loss):
@@ -162,38 +162,41 @@ class TrainingGraph:
 # ---------------------------------------------------------------------------------------------- rendering
 
 RenderingTensors = collections.namedtuple(
-    "RenderingTensors", "inputs means latents picture samples sample_number deterministic")
+    "RenderingTensors", "batch_size inputs means which latents picture samples sample_number deterministic")
 RenderingTensors.__doc__ = """What a Renderer feeds and fetches.
 
-inputs: Examples of uint8 tensors (batch_size, ...). means: posterior means, one per latent scale. latents: what the
-decoder reads as the appearance, one per latent scale, fed too. picture: of given latents. samples: pictures with
-appearances from the prior; sample_number chooses which. deterministic: a feed_dict that leaves only the prior random.
+batch_size: how many pictures are made at a time. inputs: Examples of uint8 tensors (n, ...). means: posterior means,
+one per latent scale. latents: what the decoder reads as the appearance, one per latent scale, fed too. picture: of
+given latents in the inputs' shapes. which: the numbers of the pictures' shapes, of any number; or None, where n is
+batch_size and picture k is of shape k. samples: pictures with appearances from the prior; sample_number chooses which.
+deterministic: a feed_dict that leaves only the prior random.
 """
 
 
 def make_rendering_tensors(config, shapes):
     """RenderingTensors of a config, alone in the default graph. shapes: Examples of the shapes of one image."""
     net, seed = make_network(config), config["seed"]
-    inputs = placeholders(shapes, config["batch_size"])
+    inputs, which = placeholders(shapes), tf.placeholder(tf.int32, (None,))
     pictures = to_float(inputs)
     means = net.posterior_means(Pass("encode", seed=seed), pictures.appearance)
     latents = [tf.placeholder(tf.float32, mean.shape) for mean in means]
-    picture = net.transfer(Pass("transfer", seed=seed, noise=0.0), pictures.shape_image, latents)
+    picture = net.transfer(Pass("transfer", seed=seed, noise=0.0), pictures.shape_image, latents, which)
     sample_number = tf.placeholder_with_default(0, ())
     samples = net.sample(Pass("sample", sample_number, seed), pictures.shape_image)
-    return RenderingTensors(inputs, means, latents, picture, samples, sample_number, deterministic={})
+    return RenderingTensors(config["batch_size"], inputs, means, which, latents, picture, samples, sample_number,
+                            deterministic={})
 
 
 class Renderer:
     """Pictures from appearances and poses, with the weights in a session.
 
-    Works on uint8 Examples of any number, a batch at a time; the last batch is filled up. Latents are arrays
-    (n, h, w, c), one per latent scale. size: S, the side of a picture.
+    Works on uint8 Examples of any number, a batch at a time. Latents are arrays (n, h, w, c), one per latent scale.
+    size: S, the side of a picture.
     """
 
     def __init__(self, tensors, session):
         self._tensors, self._session = tensors, session
-        self.batch_size, self.size = tensors.inputs.shape_image.shape.as_list()[:2]
+        self.batch_size, self.size = tensors.batch_size, int(tensors.inputs.shape_image.shape[1])
 
     def encode(self, examples):
         """Latents of n Examples: their posterior means."""
@@ -201,11 +204,26 @@ class Renderer:
         return self._run(self._tensors.means, [inputs.appearance, inputs.has_part],
                          [examples.appearance, examples.has_part])
 
-    def render(self, latents, shape_images):
-        """Pictures (n, S, S, 3) of n appearances in n shapes; of one appearance where latents are (1, h, w, c)."""
-        latents = [np.repeat(z, len(shape_images), axis=0) if len(z) == 1 else z for z in latents]
-        fed = [self._tensors.inputs.shape_image] + list(self._tensors.latents)
-        return self._run([self._tensors.picture], fed, [shape_images] + latents)[0]
+    def render(self, latents, shape_images, which=None):
+        """Pictures (n, S, S, 3) of n appearances in n shapes; of one appearance where latents are (1, h, w, c).
+
+        which: (n,) numbers of the shapes, where these are fewer.
+        """
+        which = np.arange(len(shape_images)) if which is None else np.asarray(which)
+        latents = [np.repeat(z, len(which), axis=0) if len(z) == 1 else z for z in latents]
+        tensors, size = self._tensors, self.batch_size
+        if tensors.which is None:
+            return self._run([tensors.picture], [tensors.inputs.shape_image] + list(tensors.latents),
+                             [shape_images[which]] + latents)[0]
+        order = np.argsort(which, kind="stable")  # pictures of one shape, which is looked at once, follow one another
+        pictures = []
+        for start in range(0, len(order), size):
+            chunk = order[start:start + size]
+            shapes, places = np.unique(which[chunk], return_inverse=True)
+            fed = feed([tensors.inputs.shape_image, tensors.which] + tensors.latents,
+                       [shape_images[shapes], places] + [z[chunk] for z in latents])
+            pictures.append(self._session.run(tensors.picture, fed))
+        return np.concatenate(pictures)[np.argsort(order)]
 
     def transfer(self, appearances, shape_images):
         """Pictures (n, S, S, 3) of n Examples, each in one of n shapes."""
@@ -221,11 +239,13 @@ class Renderer:
         return self._run([self._tensors.samples], [self._tensors.inputs.shape_image], [shape_images], number)[0]
 
     def _run(self, fetches, tensors, arrays, number=0):
-        """The fetches, arrays (n, ...), with the arrays (n, ...) fed to the tensors (batch_size, ...)."""
+        """The fetches, arrays (n, ...), with the arrays (n, ...) fed to the tensors, a batch at a time."""
         n, size = len(arrays[0]), self.batch_size
         chunks = []
         for i, start in enumerate(range(0, n, size)):
-            chunk = [np.take(array, np.arange(start, start + size), axis=0, mode="clip") for array in arrays]
+            # A batch of fixed size is filled up.
+            end = start + size if self._tensors.which is None else min(start + size, n)
+            chunk = [np.take(array, np.arange(start, end), axis=0, mode="clip") for array in arrays]
             chunks.append(self._session.run(fetches, {
                 **feed(tensors, chunk), **self._tensors.deterministic, self._tensors.sample_number: number + i}))
         return [np.concatenate(parts)[:n] for parts in zip(*chunks)]
