@@ -15,10 +15,11 @@ from dataset.toy import CLOTHES, SIZE, save_index
 
 OVERSAMPLING = 4
 THINGS_PER_LOOK = 4
+DRAWING = 2  # data sets of the first drawing, which had no soles under bags, have other truths
 BACKGROUND = (245, 245, 242)
 METALS = ((245, 200, 60), (190, 190, 200), (30, 30, 30))
 # What a pixel shows, in the order of painting.
-NOTHING, STRAP, BODY, FLAP, BUCKLE = range(5)
+NOTHING, STRAP, BODY, SOLE, FLAP, BUCKLE = range(6)
 
 Look = collections.namedtuple("Look", "colour second_colour pattern buckle")
 Look.__doc__ = """Colours are RGB, 0 to 255; pattern is plain, stripes or halves."""
@@ -58,6 +59,10 @@ def _bag(random):
     for share in ((0.7,), (0.45,), (0.8, 0.5))[random.randint(3)]:
         parts.append((STRAP, "arc", (x, top, share * above, height), width))
     parts.append((BODY, "polygon", body, 0))
+    thickness = random.uniform(0.04, 0.08)
+    wide = below + bulge * thickness / (0.5 * (bottom - top))
+    parts.append((SOLE, "polygon", [(x - wide, bottom - thickness), (x + wide, bottom - thickness), (x + below, bottom),
+                                    (x - below, bottom)], 0))
     depth = random.uniform(0.25, 0.65)
     middle = top + depth * (bottom - top)
     if random.rand() < 0.6:
@@ -80,7 +85,7 @@ def _shoe(random):
     sole = [(toe, ground - 0.05), (toe, ground), (0.42, ground), (0.66, ground - 0.7 * lift)]
     sole += [(heel - 0.14, ground - lift), (heel - 0.11, ground), (heel, ground), (heel, ground - lift - 0.05)]
     sole += [(0.6, ground - 0.6 * lift - 0.05), (0.4, ground - 0.05)]
-    parts = [(BODY, "polygon", body, 0), (STRAP, "polygon", sole, 0)]
+    parts = [(BODY, "polygon", body, 0), (SOLE, "polygon", sole, 0)]
     if random.rand() < 0.6:
         low = shaft + random.uniform(0.06, 0.12)
         parts.append((FLAP, "polygon", [(opening, shaft), (heel, shaft), (heel, low), (opening - 0.02, low)], 0))
@@ -96,7 +101,7 @@ def draw(look, outline):
     labels = _paint(outline)
     side = len(labels)
     darker = tuple(int(0.65 * value) for value in look.colour)
-    palette = np.array([BACKGROUND, look.second_colour, look.colour, darker, look.buckle], np.uint8)
+    palette = np.array([BACKGROUND, darker, look.colour, look.second_colour, darker, look.buckle], np.uint8)
     picture = palette[labels]
     top, bottom = (side * y for y in outline.body)
     height = (np.arange(side) - top) / (bottom - top)  # 0 at the body's top, 1 at its bottom
@@ -138,7 +143,8 @@ def make_data_set(out, n_train, n_test, seed):
     """Writes images and shapes and then the index, which it returns. No look is in both splits."""
     for folder in ("images", "shapes"):
         os.makedirs(os.path.join(out, folder), exist_ok=True)
-    index = {"imgs": [], "shapes": [], "train": [], "person": [], "toy_seed": seed, "toy_kind": "bags"}
+    index = {"imgs": [], "shapes": [], "train": [], "person": [], "toy_seed": seed, "toy_kind": "bags",
+             "toy_drawing": DRAWING}
     for number in progress_bar(range((n_train + n_test) * THINGS_PER_LOOK), desc="drawing bags", unit="image"):
         look = number // THINGS_PER_LOOK
         outline = make_outline(seed, number)
@@ -158,8 +164,8 @@ def make_data_set(out, n_train, n_test, seed):
 def is_bags(n_images, extra):
     """Whether an index is this toy's, whole and in order. extra: its keys but for images, shapes and train."""
     people = extra.get("person")
-    return (extra.get("toy_kind") == "bags" and isinstance(extra.get("toy_seed"), int)
-            and 0 <= extra["toy_seed"] < 2**32 and isinstance(people, list)
+    return (extra.get("toy_kind") == "bags" and extra.get("toy_drawing") == DRAWING
+            and isinstance(extra.get("toy_seed"), int) and 0 <= extra["toy_seed"] < 2**32 and isinstance(people, list)
             and people == [number // THINGS_PER_LOOK for number in range(n_images)])
 
 

@@ -158,6 +158,8 @@ def test_bags_are_the_same_for_the_same_seed(bag_index):
         np.testing.assert_array_equal(index.shape_image(number, 64)[..., 0], bags.edges(outline))
         assert 0.05 < mask.mean() < 0.5 and 0.02 < (bags.edges(outline) > 0).mean() < 0.2
     assert bags.is_bags(24, index.extra) and not bags.is_bags(25, index.extra)
+    of_the_first_drawing = {key: value for key, value in index.extra.items() if key != "toy_drawing"}
+    assert not bags.is_bags(24, of_the_first_drawing)
 
 
 def test_the_truth_has_no_error_and_a_leak_is_seen():
