@@ -163,9 +163,12 @@ def make_data_set(out, n_train, n_test, seed):
 
 def is_bags(n_images, extra):
     """Whether an index is this toy's, whole and in order. extra: its keys but for images, shapes and train."""
-    people = extra.get("person")
-    return (extra.get("toy_kind") == "bags" and extra.get("toy_drawing") == DRAWING
-            and isinstance(extra.get("toy_seed"), int) and 0 <= extra["toy_seed"] < 2**32 and isinstance(people, list)
+    kind, drawing, seed, people = [extra.get(key) for key in ("toy_kind", "toy_drawing", "toy_seed", "person")]
+    # Types first: comparing arrays gives arrays.
+    if not (isinstance(kind, str) and isinstance(people, list)
+            and all(isinstance(number, int) for number in [drawing, seed] + people)):
+        return False
+    return (kind == "bags" and drawing == DRAWING and 0 <= seed < 2**32
             and people == [number // THINGS_PER_LOOK for number in range(n_images)])
 
 

@@ -158,8 +158,13 @@ def test_bags_are_the_same_for_the_same_seed(bag_index):
         np.testing.assert_array_equal(index.shape_image(number, 64)[..., 0], bags.edges(outline))
         assert 0.05 < mask.mean() < 0.5 and 0.02 < (bags.edges(outline) > 0).mean() < 0.2
     assert bags.is_bags(24, index.extra) and not bags.is_bags(25, index.extra)
-    of_the_first_drawing = {key: value for key, value in index.extra.items() if key != "toy_drawing"}
-    assert not bags.is_bags(24, of_the_first_drawing)
+
+
+@pytest.mark.parametrize("key, value", [
+    ("toy_drawing", None), ("toy_drawing", 1), ("toy_drawing", np.array([2, 2])), ("toy_kind", np.array(["bags", "x"])),
+    ("toy_seed", 2**32), ("person", [np.zeros(2)] * 24), ("person", np.zeros(24, int))])
+def test_an_index_that_is_not_of_this_toy_is_not_taken_for_it(bag_index, key, value):
+    assert not bags.is_bags(24, dict(Index(bag_index).extra, **{key: value}))
 
 
 def test_the_truth_has_no_error_and_a_leak_is_seen():
