@@ -20,7 +20,7 @@ from dataset.index import open_index
 from dataset.poses import Estimator
 from dataset.selection import Selection, from_index, unique_labels
 from deeploss import PerceptualLoss, load_weights
-from inference.items import choose_items, groups_of_people, spread
+from inference.items import by_person, choose_items, groups_of_people, spread
 from inference.metrics import FLAT_WINDOW, PROTOCOLS, SSIM_WINDOW, similarities, ssim_flat51
 from inference.mixing import composite, part_numbers
 from inference.rendering import LateRun, aspect_shape, finite_uint8, resized, restored
@@ -204,6 +204,7 @@ class Evaluation:
         for source, target in pairs.tolist():
             sources[target].append(source)
         size = self.renderer.batch_size
+        numbers = by_person(self.load.index, numbers)  # so that most sources are in the same batch, and are read once
         chunks = [numbers[start:start + size].tolist() for start in range(0, len(numbers), size)]
         needed = [sorted(set(chunk).union(*[sources[target] for target in chunk])) for chunk in chunks]
         for chunk, people, loaded in zip(chunks, needed, read_ahead(self._read, needed, cpu_count())):

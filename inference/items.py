@@ -59,9 +59,10 @@ def pairs_of_one_person(index, numbers):
 
     (P, 2) int64. Raises UserError.
     """
-    n, people = len(index.images), as_whole_numbers(index.extra["person"])
-    if people is None or len(people) != n:
-        raise UserError(f"{index.path}: person: expected {n} whole numbers, found {shown(index.extra['person'])}")
+    people = people_of(index)
+    if people is None:
+        raise UserError(f"{index.path}: person: expected {len(index.images)} whole numbers, found "
+                        f"{shown(index.extra['person'])}")
     images = collections.defaultdict(list)
     for number in numbers:
         images[people[number]].append(number)
@@ -70,6 +71,18 @@ def pairs_of_one_person(index, numbers):
         n_poses = min(MAX_POSES, len(of_one) - 1)
         pairs += [(a, of_one[(i + k) % len(of_one)]) for i, a in enumerate(of_one) for k in range(1, n_poses + 1)]
     return np.array(pairs, np.int64).reshape(-1, 2)
+
+
+def people_of(index):
+    """The index's `person`, (N,) int64; None where it is missing or not a whole number for each image."""
+    people = as_whole_numbers(index.extra.get("person"))
+    return people if people is not None and len(people) == len(index.images) else None
+
+
+def by_person(index, numbers):
+    """These numbers of images, those of a person one after another; as they are where people are not known."""
+    people = people_of(index)
+    return numbers if people is None else numbers[np.argsort(people[numbers], kind="stable")]
 
 
 def as_whole_numbers(values, n_columns=None):
@@ -91,8 +104,8 @@ def as_whole_numbers(values, n_columns=None):
 
 def groups_of_people(index, numbers):
     """Groups of up to POSES test images: of one person each, and of different people; none if people are not known."""
-    people = as_whole_numbers(index.extra.get("person"))
-    if people is None or len(people) != len(index.images):
+    people = people_of(index)
+    if people is None:
         return [], []
     images = collections.defaultdict(list)
     for number in numbers.tolist():

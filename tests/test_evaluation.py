@@ -19,7 +19,7 @@ from dataset.toy import draw, make_person, make_pose
 from deeploss import PerceptualLoss, load_weights
 from inference import evaluation, tables
 from inference.evaluation import Comparison, Evaluation
-from inference.items import choose_items, find_pairs, spread
+from inference.items import by_person, choose_items, find_pairs, spread
 from inference.metrics import consistency
 from inference.tables import AppearanceFeatures
 from training.config import load_config
@@ -256,6 +256,13 @@ def test_the_toys_transfer_error_that_cannot_be_had_takes_nothing_else_along(toy
     assert metrics["reconstruction"]["n"] == len(index.usable("test")) - 1
 
 
+@pytest.mark.parametrize("extra, expected", [
+    ({"person": [7, 3, 7, 3, 7]}, [1, 0, 2, 4]), ({}, [0, 1, 2, 4]), ({"person": [7, 3]}, [0, 1, 2, 4])])
+def test_images_of_a_person_follow_one_another_where_people_are_known(tmp_path, extra, expected):
+    index = Index(make_index(tmp_path, n=5, **extra))
+    np.testing.assert_array_equal(by_person(index, np.array([0, 1, 2, 4])), expected)
+
+
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path, small_config, graph):
     config = load_config(small_config(spatial_size=64, batch_size=8))
@@ -270,8 +277,8 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path, small_config, 
         def encode(self, examples):
             return [np.zeros((len(examples.shape_image), 4, 4, 8), np.float32)]
 
-        def render(self, latents, stick):
-            return np.zeros(stick.shape, np.float32)
+        def render(self, latents, stick, which):
+            return np.zeros((len(which),) + stick.shape[1:], np.float32)
 
         def sample(self, stick, number):
             return np.zeros(stick.shape, np.float32)
