@@ -150,6 +150,21 @@ class Comparison:
         return figures
 
 
+def batches_of(numbers, sources, size):
+    """The numbers of images as lists of at most `size` that need no more than twice as many pictures, where one image
+    does not need more by itself. sources: {number: those of its transfers}.
+    """
+    batches, n_pictures = [], 0
+    for number in numbers:
+        needed = 1 + len(sources[number])  # its reconstruction too
+        if not batches or len(batches[-1]) == size or n_pictures + needed > 2 * size:
+            batches.append([])
+            n_pictures = 0
+        batches[-1].append(number)
+        n_pictures += needed
+    return batches
+
+
 class Evaluation:
     """Goes through images and pairs of images, a batch in memory at a time.
 
@@ -203,9 +218,8 @@ class Evaluation:
         sources = collections.defaultdict(list)
         for source, target in pairs.tolist():
             sources[target].append(source)
-        size = self.renderer.batch_size
         numbers = by_person(self.load.index, numbers)  # so that most sources are in the same batch, and are read once
-        chunks = [numbers[start:start + size].tolist() for start in range(0, len(numbers), size)]
+        chunks = batches_of(numbers.tolist(), sources, self.renderer.batch_size)
         needed = [sorted(set(chunk).union(*[sources[target] for target in chunk])) for chunk in chunks]
         for chunk, people, loaded in zip(chunks, needed, read_ahead(self._read, needed, cpu_count())):
             examples = {number: found for number, found in zip(people, loaded) if found is not None}

@@ -18,7 +18,7 @@ from dataset.index import Index, load_image
 from dataset.toy import draw, make_person, make_pose
 from deeploss import PerceptualLoss, load_weights
 from inference import evaluation, tables
-from inference.evaluation import Comparison, Evaluation
+from inference.evaluation import Comparison, Evaluation, batches_of
 from inference.items import by_person, choose_items, find_pairs, spread
 from inference.metrics import consistency
 from inference.tables import AppearanceFeatures
@@ -261,6 +261,11 @@ def test_the_toys_transfer_error_that_cannot_be_had_takes_nothing_else_along(toy
 def test_images_of_a_person_follow_one_another_where_people_are_known(tmp_path, extra, expected):
     index = Index(make_index(tmp_path, n=5, **extra))
     np.testing.assert_array_equal(by_person(index, np.array([0, 1, 2, 4])), expected)
+
+
+def test_batches_hold_neither_too_many_images_nor_too_many_pictures():
+    sources = {1: [], 2: [1], 3: [1, 2], 4: [1] * 9, 5: [], 6: [], 7: [], 8: [], 9: []}
+    assert batches_of(range(1, 10), sources, 4) == [[1, 2, 3], [4], [5, 6, 7, 8], [9]]
 
 
 @pytest.mark.slow
