@@ -151,8 +151,8 @@ class Comparison:
 
 
 def batches_of(numbers, sources, size):
-    """The numbers of images as lists of at most `size` that need no more than twice as many pictures, where one image
-    does not need more by itself. sources: {number: those of its transfers}.
+    """The numbers of images, in lists of at most `size`. A list of several has at most 2 * size pictures to make, so
+    that memory is bounded. sources: {number: whose appearances its pose gets}.
     """
     batches, n_pictures = [], 0
     for number in numbers:

@@ -53,7 +53,6 @@ def test_a_renderer_makes_any_number_of_pictures_and_looks_at_each_shape_once(tr
     assert np.abs(found[0] - found[1]).max() > 1e-3
 
 
-
 @pytest.mark.parametrize("options, words", [
     (["--mode", "transfer", "--appearance", "none"], "--appearance: none: expected a file, a folder, or an image of"),
     (["--mode", "animate", "--appearance", "pose.json", "--pose", "0-2"], "pose.json: expected a picture, found poses"),
