@@ -38,8 +38,7 @@ PLAIN, JSON = "text/plain; charset=utf-8", "application/json"
 def serve(options, config):
     """Serves the page until a signal comes. Raises UserError where that cannot begin."""
     host, port = options.host or DEFAULT_HOST, options.port or DEFAULT_PORT
-    # Pictures are made one at a time: in a batch the others would be made for nothing.
-    with restored(options.network, dict(config, batch_size=1)) as renderer, Estimator() as find_people:
+    with restored(options.network, config) as renderer, Estimator() as find_people:
         studio = Studio(config, renderer, index=index_with_people(config), aspect=options.network.aspect(config),
                         draws_lines=options.network.draws_lines(), find_people=find_people)
         app = make_app(studio, only_local=is_loopback(host))

@@ -41,9 +41,9 @@ SIZE = 256  # of people on the page and in data sets
 class Studio:
     """Pictures from a network. `render` uses its session, so only one thread at a time may call it; the rest is free.
 
-    renderer: a Renderer, preferably of batch size 1. index: an Index whose test people can be chosen, or None. aspect:
-    the width / height of the network's pictures. draws_lines: whether its shapes are line drawings, if they are
-    pictures. find_people(image): the people in a PIL image, joints in pixels. Raises UserError.
+    renderer: a Renderer. index: an Index whose test people can be chosen, or None. aspect: the width / height of the
+    network's pictures. draws_lines: whether its shapes are line drawings, if they are pictures. find_people(image):
+    the people in a PIL image, joints in pixels. Raises UserError.
     """
 
     def __init__(self, config, renderer, *, index=None, aspect=1.0, draws_lines=True, find_people):
