@@ -65,6 +65,9 @@ def evaluate(options, config):
         no_joints = None if config["shape"] == "joints" else f"shape: {config['shape']}"
         aspect = index.aspect()
         for step, network in zip(steps, networks):
+            if options.every and not os.path.isfile(network.prefix + ".index"):
+                late.run().say(f"step {step} is left out: a training has removed the checkpoint meanwhile")
+                continue
             with restored(network, config) as renderer:
                 evaluation = Evaluation(config, index, renderer, compare, late=late, save=options.save,
                                         joints=JointFinder(estimator, aspect, no_joints), joints_of=poses,
@@ -81,6 +84,8 @@ def evaluate(options, config):
                     say_left_out(run, left_out, n_pairs_left_out)
                     report_toy(config, index, run, load=evaluation.load, renderer=renderer)
                     report_toy_mixes(config, index, run, renderer=renderer)
+        if not by_step:
+            raise UserError("--every: a training has removed all checkpoints meanwhile")
         if options.every:
             say_every(run, by_step)
             say_left_out(run, left_out, n_pairs_left_out)
@@ -283,7 +288,8 @@ class Evaluation:
         made = self.made_features(numbers, features, APPEARANCES)
         if not made:
             return {"why_not": "no image can be read"}
-        training = self._features_of(features, spread(index.usable("train"), NEIGHBOUR_IMAGES))
+        of_training = np.flatnonzero(index.train & index.is_usable())
+        training = self._features_of(features, spread(of_training, NEIGHBOUR_IMAGES))
         groups = [[self._features_of(features, group) for group in one_or_more] for one_or_more in
                   groups_of_people(index, numbers)]
         return appearance_figures(made, training, *[[rows for rows in group if len(rows) > 1] for group in groups])
@@ -309,7 +315,7 @@ class Evaluation:
             whole = [examples.image for examples in chunk if examples is not None]
             if whole:
                 found.append(features(np.concatenate(whole)))
-        return np.concatenate(found)
+        return np.concatenate(found) if found else np.zeros((0, 0))
 
     def metrics(self):
         """{task: {"n": ..., metric: {"mean": ..., "std": ...}}}, with None for a task that nothing was there for."""

@@ -109,10 +109,12 @@ class AppearanceFeatures:
 def appearance_figures(of_made, of_training, of_one_person, of_different_people):
     """Table 3: consistency of features (poses, d) of made pictures, a list, and of real ones as floor and ceiling.
 
-    of_training: features (m, d) among which neighbours are looked for. The other two are lists like of_made, or empty.
+    of_training: features (m, d) among which neighbours are looked for. The other two are lists like of_made. All may be
+    empty but of_made.
     """
-    figures = {"appearances": len(of_made), "poses": len(of_made[0]), **consistency(of_made),
-               "neighbours": consistency([means_of_neighbours(rows, of_training) for rows in of_made])}
+    figures = {"appearances": len(of_made), "poses": len(of_made[0]), **consistency(of_made)}
+    if len(of_training):
+        figures["neighbours"] = consistency([means_of_neighbours(rows, of_training) for rows in of_made])
     for name, of_real in (("one_person", of_one_person), ("different_people", of_different_people)):
         if of_real:
             figures[name] = {"groups": len(of_real), **consistency(of_real)}
@@ -141,9 +143,11 @@ def tables(metrics, of_people=True):
     if "why_not" in figures:
         lines.append(f"Table 3, appearance: left out: {figures['why_not']}")
         return lines
+    by_neighbours = "left out: no training image can be read"
+    if "neighbours" in figures:
+        by_neighbours = f"{figures['neighbours']['std']:.2f} and {figures['neighbours']['max']:.2f}"
     lines.append(f"Table 3, appearance: length of the standard deviation {figures['std']:.2f}, largest distance "
-                 f"{figures['max']:.2f}; by neighbours {figures['neighbours']['std']:.2f} and "
-                 f"{figures['neighbours']['max']:.2f}{papers[3]}")
+                 f"{figures['max']:.2f}; by neighbours {by_neighbours}{papers[3]}")
     for name, words in (("one_person", "of one person"), ("different_people", "of different people")):
         if name in figures:
             lines.append(f"  real pictures {words}: {figures[name]['std']:.2f} and {figures[name]['max']:.2f}")

@@ -229,6 +229,17 @@ def test_a_broken_image_is_named_and_the_rest_goes_on(trained, toy, tmp_path, sm
     assert metrics["transfer"]["n"] == sum(broken not in pair for pair in find_pairs(index)[0].tolist())
 
 
+def test_table_3_does_without_training_images_and_without_people_who_cannot_be_read(trained, tmp_path, small_config,
+                                                                                  capsys):
+    config = small_config(data_index=make_index(tmp_path, n=6, train=[False] * 6, person=[0, 0, 1, 1, 2, 2]))
+    for image in Index(load_config(config)["data_index"]).images[:2]:
+        (tmp_path / image).write_bytes(b"no image")
+    metrics, _ = evaluate(trained[0], tmp_path / "log", "--config", config)
+    assert metrics["consistency"]["one_person"]["groups"] == 2 and "neighbours" not in metrics["consistency"]
+    assert metrics["consistency"]["std"] > 0 and metrics["reconstruction"]["n"] == 4
+    assert "by neighbours left out: no training image can be read" in capsys.readouterr().out
+
+
 def test_images_that_are_all_broken_end_the_evaluation(trained, tmp_path, small_config, capsys):
     config = small_config(data_index=make_index(tmp_path))
     for path in (tmp_path / "images").iterdir():
