@@ -33,7 +33,7 @@ from common.console import progress_bar, quiet_stderr
 with quiet_stderr():  # TensorFlow greets on stderr while it is imported
     import tensorflow.compat.v1 as tf
 
-from batches import BatchOrder, make_loader, pipeline
+from batches import BatchOrder, Examples, make_loader, pipeline
 from common.errors import Parser, UserError, number_above_0, reason, run, whole_number
 from common.machine import choose_precision, is_mixed_faster, make_session, set_up_tensorflow
 from dataset.index import open_index
@@ -54,6 +54,8 @@ from training.workers import WORKER, launch
 
 DEFAULT_LOG_DIR = "log"
 DRY_STEPS = 5  # enough for a mean of those after the first
+SAME_REQUEST = 1.0  # seconds
+MAX_GRID = 16  # test images in each other's shapes: the published configs' largest batch
 MAX_OVERFLOWS = 50  # more than it takes the scale of float16's loss to come down to 1
 
 
@@ -347,6 +349,7 @@ class Trainer:
                 log_now = step == first or (step + 1) % self.config["log_freq"] == 0
                 scalars, batch, stopping = self.train_step(step, signals)
                 step += 1
+                stopping = stopping and step < end  # a training that is done is brought to its end
                 bar.set_postfix(step=step, loss=f"{scalars['loss']:.4g}", refresh=False)
                 bar.update(batch_size)
                 if self.run is None:
@@ -437,8 +440,9 @@ class Trainer:
             samples = self.renderer.sample(self.test_batch.shape_image, step)
             self.run.picture("testing_cond", tile(self.test_batch.shape_image), step)
             self.run.picture("testing_test_sample", tile(to_uint8(samples)), step)
-            cells = to_uint8(self.renderer.transfers(self.test_batch, self.test_batch.shape_image))
-            self.transfers = transfer_grid(self.test_batch.shape_image, self.test_batch.image, cells)
+            in_grid = Examples(*[arrays[:MAX_GRID] for arrays in self.test_batch])
+            cells = to_uint8(self.renderer.transfers(in_grid, in_grid.shape_image))
+            self.transfers = transfer_grid(in_grid.shape_image, in_grid.image, cells)
             self.run.picture("transfer", self.transfers, step)
 
     def measure(self, step):
@@ -480,10 +484,14 @@ class FiniteCheck:
 
 
 class StopSignal:
-    """While entered, SIGINT and SIGTERM only leave their `number`; a second one stops at once."""
+    """While entered, SIGINT and SIGTERM only leave their `number`; one more stops at once.
+
+    Not one that follows within SAME_REQUEST seconds: who stops a group of processes reaches workers themselves and
+    through what started them.
+    """
 
     def __init__(self):
-        self.number = 0
+        self.number, self._noted = 0, 0.0
 
     def __enter__(self):
         self._handlers = [(number, signal.signal(number, self._note)) for number in (signal.SIGINT, signal.SIGTERM)]
@@ -493,8 +501,11 @@ class StopSignal:
         self._restore()
 
     def _note(self, number, frame):
-        self.number = number
-        self._restore()
+        if not self.number:
+            self.number, self._noted = number, time.monotonic()
+        elif time.monotonic() - self._noted > SAME_REQUEST:
+            self._restore()
+            os.kill(os.getpid(), number)
 
     def _restore(self):
         for number, handler in self._handlers:

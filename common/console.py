@@ -1,6 +1,7 @@
 """What goes to stderr: progress bars, and nothing while TensorFlow is imported, which greets there."""
 import contextlib
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -14,7 +15,7 @@ _stderr_lock = threading.RLock()  # two threads at it would leave the descriptor
 def quiet_stderr():
     """Keeps what is written to file descriptor 2 off the terminal, unless the block raises: then it is shown.
 
-    One thread at a time. A missing TensorFlow ends the program with one line and exit code 2.
+    One thread at a time. A missing TensorFlow and Ctrl-C end the program with one line and exit code 2 or 130.
     """
     with _stderr_lock:
         yield from _quiet()
@@ -36,6 +37,9 @@ def _quiet():
             os.write(saved, b"error: TensorFlow is not installed; pip install -r requirements.txt installs it on "
                             b"Python 3.7 and 3.10 to 3.13\n")
             sys.exit(2)
+        except KeyboardInterrupt:  # also while modules are imported, where nothing else would catch it
+            os.write(saved, b"interrupted\n")
+            sys.exit(128 + signal.SIGINT)
         except BaseException:
             aside.seek(0)
             os.write(saved, aside.read())

@@ -1,5 +1,6 @@
 """What a user can put right, and how it is said: in one line."""
 import argparse
+import os
 import reprlib
 import signal
 import sys
@@ -23,6 +24,9 @@ def run(main, argv=None):
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
+    except BrokenPipeError:  # nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
 
 
 class Parser(argparse.ArgumentParser):

@@ -57,6 +57,22 @@ def test_splits_without_people_and_broken_images_stop_a_training(tmp_path, capsy
     assert "there is no file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("extra, words", [({"pairs": [(0, 99)]}, "pairs: expected pairs of numbers from 0 to 3"),
+                                          ({"person": [1, 2]}, "person: expected 4 whole numbers")])
+def test_pairs_and_people_that_no_training_could_measure_are_faults(tmp_path, capsys, monkeypatch, extra, words):
+    assert check(make_index(tmp_path, n=4, **extra), monkeypatch, tmp_path) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_who_stops_reading_ends_it_without_a_traceback(tmp_path):
+    command = [sys.executable, os.path.join(ROOT, "tools", "check_index.py"), make_index(tmp_path, n=4)]
+    reads, writes = os.pipe()
+    os.close(reads)
+    done = subprocess.run(command, cwd=str(tmp_path), timeout=120, stdout=writes, stderr=subprocess.PIPE, text=True)
+    os.close(writes)
+    assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr and done.returncode == 141
+
+
 def mirrored(joints):
     """Left and right named the wrong way round."""
     return joints[:, [J[{"r": "l", "l": "r", "c": "c"}[name[0]] + name[1:]] for name in JOINTS]]

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from helpers import ROOT, exit_code, only_run
+from helpers import ROOT, exit_code, only_run, wait_for
 from PIL import Image
 
 import main
@@ -120,6 +120,26 @@ def test_training_killed_and_resumed_equals_training_undisturbed(program, small_
             assert expected[name].tobytes() == found[name].tobytes(), name
     scores = [(only_run(tmp_path / name) / "checkpoints" / "best.json").read_text() for name in ("straight", "resumed")]
     assert scores[0] == scores[1]
+
+
+def test_a_signal_in_the_last_step_takes_nothing_away_and_the_grid_is_of_sixteen(small_config, tmp_path, monkeypatch,
+                                                                              capsys):
+    take_step = main.Trainer.train_step
+    monkeypatch.setattr(main.Trainer, "train_step", lambda trainer, step, signals: (
+        take_step(trainer, step, signals)[:2] + (step == 1,)))
+    config = small_config(lr_decay_begin=1, lr_decay_end=2, batch_size=18, init_batches=1, test_freq=100)
+    assert exit_code(main, "--config", config, "--log_dir", tmp_path / "log") == 0
+    assert "trained at step 2" in capsys.readouterr().out
+    assert Image.open(str(only_run(tmp_path / "log") / "transfer_0000002.png")).size == (17 * 16, 17 * 16)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="tells by Linux's /proc when TensorFlow is imported")
+def test_ctrl_c_while_tensorflow_is_imported_is_one_line(program):
+    process = program.start("--help")
+    wait_for(lambda: "tensorflow" in open(f"/proc/{process.pid}/maps").read())
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout, stderr) == (130, "", "interrupted\n")
 
 
 @pytest.mark.slow

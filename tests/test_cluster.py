@@ -15,6 +15,7 @@ from helpers import ROOT, exit_code, wait_for
 import main
 from batches import BatchOrder
 from common.errors import UserError
+from training import workers
 from training.checkpoints import Checkpoint, find_checkpoint
 from training.cluster import buckets, read_tf_config, uses_nccl
 from training.workers import free_ports, make_environments
@@ -185,6 +186,26 @@ sys.exit(7)"""
     start = time.time()
     done = subprocess.run(LAUNCH + [sys.executable, "-c", script], timeout=60)
     assert done.returncode == 7 and time.time() - start < 30
+
+
+def test_workers_end_where_another_cannot_be_started(monkeypatch):
+    started = []
+
+    def start(command, worker, *unused):
+        if worker == 2:
+            raise OSError(11, "no more processes")
+        started.append(subprocess.Popen(command))
+        return started[-1]
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    monkeypatch.setattr(workers, "start", start)
+    try:
+        with pytest.raises(UserError, match="sleep: cannot be started: no more processes"):
+            workers.launch(["sleep", "60"], 3)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert [process.wait(timeout=10) for process in started] == [-signal.SIGKILL] * 2
 
 
 @pytest.mark.slow

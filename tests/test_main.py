@@ -1,10 +1,13 @@
 """The pieces of the training loop, alone."""
 import argparse
+import os
+import signal
+import time
 
 import pytest
 
 from common.errors import UserError
-from main import MAX_OVERFLOWS, FiniteCheck, command_to_go_on
+from main import MAX_OVERFLOWS, FiniteCheck, StopSignal, command_to_go_on
 
 FINE = {"loss": 1.0, "gradient_norm": 2.0}
 OVERFLOW = {"loss": 1.0, "gradient_norm": float("inf")}
@@ -37,3 +40,17 @@ def test_the_command_to_go_on_repeats_what_was_set():
         "--workers 2 --checkpoint 'my log/x'")
     options = argparse.Namespace(config="my.yaml", workers=None, set=[], log_dir="log")
     assert command_to_go_on(options, "log/x") == "python main.py --config my.yaml --checkpoint log/x"
+
+
+def test_signals_within_a_moment_are_one_and_a_later_one_stops_at_once(monkeypatch):
+    """As when a group of processes is stopped, and what started them passes the signal on."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with pytest.raises(KeyboardInterrupt), StopSignal() as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        now[0] += 0.5
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.number == signal.SIGINT
+        now[0] += 1
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)

@@ -37,6 +37,7 @@ from dataset.index import (
     read_image,
     read_index,
 )
+from inference.items import find_pairs
 
 PREVIEW = "preview.png"
 PREVIEW_SIZE = 128
@@ -104,6 +105,11 @@ def check_splits(index):
             faults.append(str(error))
         why = " (both hips and both shoulders are visible)" if index.uses_joints else ""
         print(f"{split}: {np.sum(in_split)} images, {n_usable} of them usable{why}")
+    if not faults:
+        try:
+            find_pairs(index)
+        except UserError as error:
+            faults.append(str(error))
     return faults
 
 

@@ -28,16 +28,20 @@ def launch(command, n_workers):
     if os.environ.get("TF_CONFIG", "").strip():
         raise UserError("--workers: the environment variable TF_CONFIG names workers too; expected one of the two")
     environments = make_environments(n_workers)
-    try:
-        workers = [start(command, worker, len(environments), environment)
-                   for worker, environment in enumerate(environments)]
-    except OSError as error:
-        raise UserError(f"{command[0]}: cannot be started: {error.strerror}")
+    workers = []
     stopper = Stopper(workers)
     signal.signal(signal.SIGINT, stopper)
     signal.signal(signal.SIGTERM, stopper)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
         signal.signal(signal.SIGHUP, stopper)
+    try:
+        for worker, environment in enumerate(environments):
+            workers.append(start(command, worker, len(environments), environment))
+    except OSError as error:
+        signal_workers(workers, signal.SIGKILL)
+        raise UserError(f"{command[0]}: cannot be started: {error.strerror}")
+    if stopper.asked:  # while they were started: the last ones have not heard of it
+        signal_workers(workers, stopper.asked)
     return wait(workers, stopper)
 
 
@@ -136,15 +140,15 @@ def relay(process, worker):
 
 
 class Stopper:
-    """A handler of signals: the first asks the workers to end, the second kills them. asked: whether one came."""
+    """A handler of signals: the first asks the workers to end, the second kills them. asked: by which signal, or 0."""
 
     def __init__(self, workers):
-        self.workers, self.asked = workers, False
+        self.workers, self.asked = workers, 0
 
     def __call__(self, number, frame):
         gentle = signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
         signal_workers(self.workers, signal.SIGKILL if self.asked else gentle)
-        self.asked = True
+        self.asked = gentle
 
 
 def signal_workers(workers, number):
