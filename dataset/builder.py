@@ -16,6 +16,7 @@ from dataset.pickles import dump_index
 
 MAX_COORDINATE = 1e6  # in pixels; a larger one in annotations is an error
 # Everything in a data set of this tool. A folder that holds anything else is never replaced.
+MAX_STEM = 200  # bytes of an image's name, as file systems have 255 for it, its number and extensions
 CONTENT = {"images", "shapes", "index.p", "left_out.txt"}
 
 Entry = collections.namedtuple("Entry", "image joints shape train group")
@@ -135,7 +136,8 @@ class IndexBuilder:
     def _image_name(self, name, extension):
         """A file name that no image has yet, made from a photo's path."""
         # A file name from an old disk may be no valid text, and an index holds only that.
-        stem = os.path.splitext(name.replace(os.sep, "_"))[0].encode("utf-8", "replace").decode()
+        stem = os.path.splitext(name.replace(os.sep, "_"))[0].encode("utf-8", "replace")
+        stem = stem[-MAX_STEM:].decode("utf-8", "ignore")
         image = next(free + extension for free in numbered(stem) if free + extension not in self.names)
         self.names.add(image)
         return image
@@ -233,7 +235,7 @@ def in_parallel(function, items, chunk=16):
 def files_below(folder, extensions, builder):
     """Sorted paths of the files with these extensions in a folder and below.
 
-    Follows links, but visits each folder once. Leaves out what the builder makes or made, and hidden files.
+    Follows links, but visits each folder once. Leaves out what the builder makes or made, and hidden files and folders.
     """
     seen, found = {builder.out, builder.partial, builder.old}, []
     for base, folders, names in os.walk(folder, followlinks=True):
@@ -242,6 +244,7 @@ def files_below(folder, extensions, builder):
             folders[:] = []
             continue
         seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
         found += [os.path.join(base, name) for name in names
                   if name.lower().endswith(extensions) and not name.startswith(".")]
     return sorted(found)

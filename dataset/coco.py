@@ -147,9 +147,10 @@ def _why_not(builder, annotation, joints, points, *, min_size):
 
 
 def find_photo(name, folders):
-    """Path of a photo in the first of the folders that has it, or None."""
-    for folder in folders:
-        path = os.path.join(folder, name)
-        if os.path.isfile(path):
-            return path
-    return None
+    """Path of a photo in the one of the folders that has it, or None. Raises UserError where several have it."""
+    paths = {os.path.realpath(path): path for path in (os.path.join(folder, name) for folder in folders)
+             if os.path.isfile(path)}
+    if len(paths) > 1:
+        found = " and ".join(shown(path, 500) for path in sorted(paths.values())[:2])
+        raise UserError(f"--images: expected each photo in one of the folders, found {found}")
+    return next(iter(paths.values()), None)

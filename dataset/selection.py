@@ -340,6 +340,8 @@ class _DataSet:
         for number, image in enumerate(index.images):
             name = os.path.basename(image)
             self.by_path.setdefault(image, [number])
+            if "./" in image or "//" in image:
+                self.by_path.setdefault(os.path.normpath(image), [number])
             self.by_name[name].append(number)
             for stem in {os.path.splitext(image)[0], os.path.splitext(name)[0]}:
                 self.by_stem[stem].append(number)

@@ -127,6 +127,17 @@ def test_coco_people_who_cannot_be_used_are_counted_and_named(coco_files, tmp_pa
     assert sorted(index.train) == [False, True]
 
 
+def test_coco_photos_of_one_name_in_two_folders_are_refused(coco_files, tmp_path, capsys):
+    options = coco_files([coco_person(5, 0, (100, 20, 80, 160)), coco_person(6, 1, (100, 20, 80, 160))])
+    (tmp_path / "more").mkdir()
+    save(tmp_path / "more" / "1.jpg", 300, 200)
+    at = options.index("--out")
+    assert run(*(options[:at] + [tmp_path / "more"] + options[at:])) == 2
+    error = capsys.readouterr().err
+    assert "--images: expected each photo in one of the folders, found " in error and "more/1.jpg" in error
+    assert not (tmp_path / "out").exists()
+
+
 # ---------------------------------------------------------------------------------------------- OpenPose's CSVs
 
 def row(name, width=64, height=128, left=0, **changes):
@@ -363,6 +374,17 @@ def test_edges_of_photos_are_found(tmp_path, capsys):
     assert "1 images without edges" in capsys.readouterr().out
     with open(str(tmp_path / "bags" / "0.png"), "rb") as source, open(index.image_path(0), "rb") as copy:
         assert source.read() == copy.read()
+
+
+def test_long_paths_get_names_that_fit_and_hidden_folders_are_left_out(tmp_path):
+    photo = np.zeros((40, 40, 3), np.uint8)
+    photo[10:30, 10:30] = 255
+    for folder in ("a" * 100 + "/" + "\u00e9" * 60 + "/" + "b" * 99, ".thumbnails", "short"):
+        (tmp_path / "photos" / folder).mkdir(parents=True)
+        save(tmp_path / "photos" / folder / "1.png", 40, 40, photo)
+    assert run("edges", "--images", tmp_path / "photos", "--out", tmp_path / "out") == 0
+    short, long = sorted(Index(str(tmp_path / "out" / "index.p")).images, key=len)
+    assert short == "images/short_1.png" and long.endswith("\u00e9_" + "b" * 99 + "_1.png")
 
 
 @pytest.mark.parametrize("options", [("edges",), ("pairs", "--photo", "left")])

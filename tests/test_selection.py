@@ -87,3 +87,10 @@ def test_labels_are_fit_for_files_and_differ():
     labels = unique_labels(["x/a.png", "y/a.png", "a_2.png", "/b c/\u00e9 .jpg", "../..", "n" * 300])
     assert labels[:3] == ["a", "a_2", "a_2_2"] and len(set(labels)) == 6
     assert all(0 < len(label) < 90 and "/" not in label and label.isascii() for label in labels)
+
+
+def test_a_file_of_the_index_is_known_whatever_way_its_path_is_written(tmp_path):
+    index = Index(make_index(tmp_path, n=2, imgs=["./images/0.png", "images//1.png"]))
+    for number in range(2):
+        chosen = select(index, [str(tmp_path / "images" / f"{number}.png"), index.images[number]], "--pose")
+        assert numbers(chosen, index) == [number] * 2

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import ROOT
+from helpers import ROOT, exit_code, make_index
 
 from dataset.index import Index, load_image
 from dataset.toy import (
@@ -21,6 +21,7 @@ from dataset.toy import (
     make_pose,
     transfer_error,
 )
+from tools import make_toy
 
 
 def digests(folder):
@@ -120,3 +121,22 @@ def test_clothes_show(number):
     seen = {tuple(pixel) for pixel in picture[mask]}
     for colour in (person.shirt, person.trousers, person.skin, person.hair):
         assert min(np.abs(np.subtract(colour, pixel)).max() for pixel in seen) < 12
+
+
+def test_a_toy_is_drawn_anew_but_not_over_another_data_set(tmp_path, capsys, monkeypatch):
+    path = tmp_path / "index.p"
+    make_index(tmp_path, n=2)
+    before = path.read_bytes()
+    command = ["--out", tmp_path, "--train", 1, "--test", 1]
+    assert exit_code(make_toy, *command) == 2
+    assert "expected a toy's folder or a new one, found another data set" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    path.unlink()
+    assert exit_code(make_toy, *command) == 0
+
+    def stopped(*unused):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(make_toy.KINDS, "people", (stopped, "people", ""))
+    assert exit_code(make_toy, *command, "--seed", 1) == 130
+    assert not path.exists()  # the joints of seed 0 beside pictures of seed 1

@@ -9,8 +9,9 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from common.errors import Parser, UserError, run
+from common.errors import Parser, UserError, run, shown
 from dataset import bags, toy
+from dataset.pickles import load_plain
 
 # What draws a kind, what its items are, and where they go by default.
 KINDS = {"people": (toy.make_data_set, "people", "data/toy"),
@@ -29,12 +30,27 @@ def main(argv=None):
         parser.error(f"--train and --test must be 1 or more, --seed from 0 to {2**32 - 1}")
     make_data_set, what, out = KINDS[options.kind]
     out = options.out or out
+    start_over(out)
     try:
         index = make_data_set(out, options.train, options.test, options.seed)
     except OSError as error:
         raise UserError(f"--out: cannot write {error.filename or out}: {error.strerror}")
     print(f"{len(index['imgs'])} images of {options.train + options.test} {what}, {options.test} of them held out, "
           f"are in {out}")
+
+
+def start_over(folder):
+    """Removes the index of a toy data set, which would not fit new images. Raises UserError where it is no toy's."""
+    path = os.path.join(folder, "index.p")
+    if not os.path.isfile(path):
+        return
+    index = load_plain(path)
+    if not (isinstance(index, dict) and "toy_seed" in index):
+        raise UserError(f"--out: {shown(folder, 1000)}: expected a toy's folder or a new one, found another data set")
+    try:
+        os.remove(path)
+    except OSError as error:
+        raise UserError(f"--out: {shown(path, 1000)}: cannot be removed: {error.strerror}")
 
 
 if __name__ == "__main__":
