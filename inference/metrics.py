@@ -26,6 +26,7 @@ MAX_PSNR = 100.0  # dB; equal pictures have no finite one
 JOINTS_SIZE = 256
 PCK_SHARE = 0.2  # of the torso's length
 NEIGHBOURS = 10
+SPLITS = 10  # of the pictures, for the Inception Score
 
 
 def similarities(real, made):
@@ -115,7 +116,7 @@ def frechet_distance(a, b):
                  - 2 * np.trace(root.real))
 
 
-def inception_score(logits, splits=10):
+def inception_score(logits, splits=SPLITS):
     """(mean, standard deviation) over splits of exp(mean KL(p(y|x) || p(y))) of logits (n, classes).
 
     Salimans et al. 2016.

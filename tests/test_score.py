@@ -49,8 +49,12 @@ def test_names_and_sizes_that_do_not_pair_are_refused(folders, capsys):
     os.rename(str(folders / "noisy" / "3.png"), str(folders / "noisy" / "x.png"))
     Image.new("RGB", (9, 9)).save(str(folders / "others" / "4.png"))
     (folders / "empty").mkdir()
+    (folders / "double").mkdir()
+    for name in ("1.png", "1.jpg"):
+        Image.new("RGB", (9, 9)).save(str(folders / "double" / name))
     for made, words in (("noisy", "found 2 pictures without partner, such as 3"), ("others", "expected 64 x 64 pixels"),
-                        ("none", "there is no such folder"), ("empty", "10 pictures without partner")):
+                        ("none", "there is no such folder"), ("empty", "10 pictures without partner"),
+                        ("double", "expected one picture of each name, found several called 1")):
         assert exit_code(score, folders / "real", folders / made) == 2
         error = [line for line in capsys.readouterr().err.replace("\r", "\n").split("\n") if line.startswith("error")]
         assert len(error) == 1 and words in error[0]
@@ -105,6 +109,14 @@ def test_fid_and_inception_score_of_folders(folders, tmp_path, capsys):
                 for name in ("real", "others")]
     features = [Inception(path)(of_folder)[0] for of_folder in pictures]
     assert others["fid"] == pytest.approx(frechet_distance(*features), rel=1e-2)
+
+
+def test_too_few_pictures_for_fid_are_refused(folders, tmp_path, capsys):
+    for name in ("real", "others"):
+        (folders / name / "3.png").unlink()
+    options = [folders / "real", folders / "others", "--fid", "--inception", stand_in(tmp_path)]
+    assert exit_code(score, *options) == 2
+    assert "--fid: expected at least 10 pictures in each folder, found 9" in capsys.readouterr().err
 
 
 def test_other_graphs_are_refused(tmp_path):

@@ -7,6 +7,7 @@
 Names pair by the part before the extension. docs/evaluation.md explains the figures.
 """
 import argparse
+import collections
 import json
 import os
 import sys
@@ -29,6 +30,7 @@ from inference.inception import Inception
 from inference.metrics import (
     FLAT_WINDOW,
     PROTOCOLS,
+    SPLITS,
     SSIM_WINDOW,
     frechet_distance,
     inception_score,
@@ -72,6 +74,10 @@ def pair_files(real, made):
             raise UserError(f"{shown(folder, 1000)}: there is no such folder")
         names = [name for name in sorted(os.listdir(folder)) if name.lower().endswith(EXTENSIONS)]
         found.append({os.path.splitext(name)[0]: os.path.join(folder, name) for name in names})
+        if len(found[-1]) < len(names):
+            twice, _ = collections.Counter(os.path.splitext(name)[0] for name in names).most_common(1)[0]
+            raise UserError(f"{shown(folder, 1000)}: expected one picture of each name, found several called "
+                            f"{shown(twice)}")
     alone = sorted(set(found[0]) ^ set(found[1]))
     if alone or not found[0]:
         what = f"{len(alone)} pictures without partner, such as {shown(alone[0])}" if alone else "no pictures"
@@ -81,6 +87,8 @@ def pair_files(real, made):
 
 def compare(pairs, options):
     """{metric: figure} of pairs of paths."""
+    if options.fid and len(pairs) < SPLITS:
+        raise UserError(f"--fid: expected at least {SPLITS} pictures in each folder, found {len(pairs)}")
     inception = Inception(options.inception) if options.fid else None
     values, features, logits = {}, ([], []), []
     with Estimator() as estimator, tf.Graph().as_default(), tf.Session() as session:
