@@ -17,17 +17,22 @@ def run(main, argv=None):
     """Runs a command, main(argv); returns its exit code: 2 for a user's mistake, 128 + n when signal n stopped it."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        return main(argv) or 0
+        code = main(argv) or 0
+        print(end="", flush=True)
+        return code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
-    except BrokenPipeError:  # nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
-
+    except BrokenPipeError:
+        try:
+            print(flush=True)
+        except BrokenPipeError:  # it was the output, which nobody reads on
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
+        raise
 
 class Parser(argparse.ArgumentParser):
     """A parser of options that refuses bad ones with one line, and does not guess at abbreviated ones."""
