@@ -135,10 +135,14 @@ def test_a_signal_in_the_last_step_takes_nothing_away_and_the_grid_is_of_sixteen
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="tells by Linux's /proc when TensorFlow is imported")
 def test_ctrl_c_while_tensorflow_is_imported_is_one_line(program):
-    process = program.start("--help")
-    wait_for(lambda: "tensorflow" in open(f"/proc/{process.pid}/maps").read())
-    process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
+    for seconds in (0, 0.3, 1, 2):  # TensorFlow 1.15 loses a signal that comes while its library is loaded
+        process = program.start("--help")
+        wait_for(lambda maps=f"/proc/{process.pid}/maps": "tensorflow" in open(maps).read())
+        time.sleep(seconds)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+        if process.returncode:
+            break
     assert (process.returncode, stdout, stderr) == (130, "", "interrupted\n")
 
 
