@@ -34,6 +34,7 @@ def run(main, argv=None):
             return 128 + signal.SIGPIPE
         raise
 
+
 class Parser(argparse.ArgumentParser):
     """A parser of options that refuses bad ones with one line, and does not guess at abbreviated ones."""
 

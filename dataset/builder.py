@@ -15,8 +15,8 @@ from dataset.index import TORSO, is_visible
 from dataset.pickles import dump_index
 
 MAX_COORDINATE = 1e6  # in pixels; a larger one in annotations is an error
-# Everything in a data set of this tool. A folder that holds anything else is never replaced.
 MAX_STEM = 200  # bytes of an image's name, as file systems have 255 for it, its number and extensions
+# Everything in a data set of this tool. A folder that holds anything else is never replaced.
 CONTENT = {"images", "shapes", "index.p", "left_out.txt"}
 
 Entry = collections.namedtuple("Entry", "image joints shape train group")
