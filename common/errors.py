@@ -30,9 +30,14 @@ def run(main, argv=None):
         try:
             print(flush=True)
         except BrokenPipeError:  # it was the output, which nobody reads on
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            discard_output()
             return 128 + signal.SIGPIPE
         raise
+
+
+def discard_output():
+    """Has what is printed from now on go nowhere, as nobody reads it on."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Parser(argparse.ArgumentParser):

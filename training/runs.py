@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import socket
-import sys
 import time
 
 import numpy as np
@@ -13,7 +12,7 @@ import tensorflow.compat.v1 as tf
 from PIL import Image
 
 from common.console import print_beside_bars
-from common.errors import UserError, reason
+from common.errors import UserError, discard_output, reason
 from common.names import numbered
 from training.config import dump_config
 
@@ -75,7 +74,7 @@ class Run:
         try:
             print_beside_bars(line)
         except BrokenPipeError:  # nobody reads on; the log has it
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            discard_output()
 
     def scalars(self, step, values):
         """Scalars by name, into log.txt and TensorBoard's events."""
