@@ -11,6 +11,7 @@ from PIL import Image
 
 import main
 from common.errors import UserError
+from inference.evaluation import Evaluation
 from inference.networks import open_network
 from training.checkpoints import BestCheckpoint, Checkpoint, CheckpointSaver, checkpoints_in, find_checkpoint, read_best
 from training.curves import read_curves
@@ -195,6 +196,25 @@ def test_all_checkpoints_of_a_run_are_compared(measured, tmp_path, capsys):
         cells = [f"{by_step[step]['transfer'][metric]['mean']:.4g}" for step in steps]
         assert re.search(rf"^{metric}_transfer +" + " +".join(map(re.escape, cells)) + "$", out, re.M)
     assert min(Image.open(str(folder / "every.png")).size) > 300
+
+
+def test_a_checkpoint_that_a_training_removes_meanwhile_is_left_out(measured, tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(str(measured), str(run))
+    measure = Evaluation.measure
+
+    def measure_while_it_goes(*given):
+        for path in (run / "checkpoints").glob("*-4.*"):
+            path.unlink()
+        return measure(*given)
+
+    monkeypatch.setattr(Evaluation, "measure", measure_while_it_goes)
+    assert exit_code(main, "--mode", "evaluate", "--checkpoint", run, "--every", "--images", 4, "--log_dir",
+                     tmp_path / "log") == 0
+    out = capsys.readouterr().out
+    assert "step 4 is left out: a training has removed the checkpoint meanwhile" in out
+    steps = sorted({2, best_of(measured)[1]["step"]} - {4})
+    assert re.search(r"^step +" + " +".join(map(str, steps)) + "$", out, re.M)
 
 
 def test_every_needs_a_run_folder(measured, tmp_path, capsys):
