@@ -15,7 +15,7 @@ from dataset.toy import CLOTHES, SIZE, save_index
 
 OVERSAMPLING = 4
 THINGS_PER_LOOK = 4
-DRAWING = 2  # data sets of the first drawing, which had no soles under bags, have other truths
+DRAWING = 3  # data sets of earlier drawings, with other soles, have other truths
 BACKGROUND = (245, 245, 242)
 METALS = ((245, 200, 60), (190, 190, 200), (30, 30, 30))
 # What a pixel shows, in the order of painting.
@@ -101,7 +101,8 @@ def draw(look, outline):
     labels = _paint(outline)
     side = len(labels)
     darker = tuple(int(0.65 * value) for value in look.colour)
-    palette = np.array([BACKGROUND, darker, look.colour, look.second_colour, darker, look.buckle], np.uint8)
+    # The second colour is on the body alone: a shoe's sole would not say what of a bag has it.
+    palette = np.array([BACKGROUND, darker, look.colour, darker, darker, look.buckle], np.uint8)
     picture = palette[labels]
     top, bottom = (side * y for y in outline.body)
     height = (np.arange(side) - top) / (bottom - top)  # 0 at the body's top, 1 at its bottom
