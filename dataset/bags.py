@@ -22,7 +22,7 @@ METALS = ((245, 200, 60), (190, 190, 200), (30, 30, 30))
 NOTHING, STRAP, BODY, SOLE, FLAP, BUCKLE = range(6)
 
 Look = collections.namedtuple("Look", "colour second_colour pattern buckle")
-Look.__doc__ = """Colours are RGB, 0 to 255; pattern is plain, stripes or halves."""
+Look.__doc__ = """Colours are RGB, 0 to 255; pattern is plain (second colour at the bottom), stripes or halves."""
 
 Outline = collections.namedtuple("Outline", "is_bag parts body")
 Outline.__doc__ = """parts: [(what, kind, points, width)] in shares of the picture, in the order of painting.
@@ -101,14 +101,14 @@ def draw(look, outline):
     labels = _paint(outline)
     side = len(labels)
     darker = tuple(int(0.65 * value) for value in look.colour)
-    # The second colour is on the body alone: a shoe's sole would not say what of a bag has it.
-    palette = np.array([BACKGROUND, darker, look.colour, darker, darker, look.buckle], np.uint8)
+    palette = np.array([BACKGROUND, darker, look.colour, look.colour, darker, look.buckle], np.uint8)
     picture = palette[labels]
     top, bottom = (side * y for y in outline.body)
     height = (np.arange(side) - top) / (bottom - top)  # 0 at the body's top, 1 at its bottom
-    in_second = {"plain": np.zeros(side, bool), "halves": height >= 0.5,
+    # By height alone, as it is for bags and shoes alike: a sole of its own colour would not say what of a bag has it.
+    in_second = {"plain": height >= 0.85, "halves": height >= 0.5,
                  "stripes": (np.floor(height / 0.2) % 2 == 1)}[look.pattern]
-    picture[(labels == BODY) & in_second[:, np.newaxis]] = look.second_colour
+    picture[((labels == BODY) | (labels == SOLE)) & in_second[:, np.newaxis]] = look.second_colour
     mask = cv2.resize((labels > 0).astype(np.float32), (SIZE, SIZE), interpolation=cv2.INTER_AREA) > 0.5
     return cv2.resize(picture, (SIZE, SIZE), interpolation=cv2.INTER_AREA), mask
 

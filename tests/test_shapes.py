@@ -133,6 +133,18 @@ def test_a_damaged_shape_image_is_named(tmp_path, content, capsys, monkeypatch):
     assert exit_code(check_index, path) == 2 and "shapes/1.png" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("pattern, begin", [("plain", 0.85), ("halves", 0.5), ("stripes", 0.2)])
+def test_the_second_colour_begins_at_the_same_height_of_bags_and_shoes(pattern, begin):
+    look = bags.Look((200, 0, 0), (0, 0, 200), pattern, (200, 200, 0))
+    for number in range(8):
+        outline = bags.make_outline(0, number)
+        picture = bags.draw(look, outline)[0]
+        rows = np.flatnonzero(((picture[..., 2] > 150) & (picture[..., 0] < 50)).any(axis=1))
+        top, bottom = (bags.SIZE * y for y in outline.body)
+        assert abs(rows.min() - top - begin * (bottom - top)) < 2 or outline.parts[-2][0] == bags.FLAP
+        assert rows.min() >= top + begin * (bottom - top) - 1
+
+
 def test_examples_of_every_kind(bag_index, toy):
     of_bags = Loader(Index(bag_index), 16, 1, **PICTURES)([0, 5])
     assert of_bags.appearance.shape == (2, 8, 8, 3) and of_bags.has_part.tolist() == [[1], [1]]
