@@ -15,6 +15,7 @@ from helpers import ROOT, exit_code, wait_for
 import main
 from batches import BatchOrder
 from common.errors import UserError
+from common.machine import has_mixed_precision
 from training import workers
 from training.checkpoints import Checkpoint, find_checkpoint
 from training.cluster import buckets, read_tf_config, uses_nccl
@@ -121,7 +122,8 @@ def worker_process(folder, addresses, number, config):
 
 @pytest.mark.slow
 def test_workers_make_a_dry_run(small_config, tmp_path):
-    process = launch(tmp_path, 2, "--config", small_config(**TINY), "--dry-run")
+    precision = "mixed" if has_mixed_precision() else "float32"
+    process = launch(tmp_path, 2, "--config", small_config(precision=precision), "--dry-run")
     stdout, stderr = process.communicate(timeout=200)
     assert process.returncode == 0 and "time: about" in stdout, stderr
     assert not (tmp_path / "log").exists()

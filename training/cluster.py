@@ -94,6 +94,10 @@ class Cluster:
         options.experimental.collective_nccl = self._uses_nccl
         options.experimental.collective_group_leader = "/job:worker/replica:0/task:0"
         options.device_filters.append(f"/job:worker/task:{self.worker}")
+        if config["precision"] == "mixed" and not has_gpu():
+            # It would fuse convolutions into ones that workers refuse in bfloat16.
+            rewrites = options.graph_options.rewrite_options
+            rewrites.remapping = rewrites.OFF
         return options
 
     def settle(self, config):
