@@ -105,7 +105,7 @@ def draw(look, outline):
     picture = palette[labels]
     top, bottom = (side * y for y in outline.body)
     height = (np.arange(side) - top) / (bottom - top)  # 0 at the body's top, 1 at its bottom
-    # By height alone, as it is for bags and shoes alike: a sole of its own colour would not say what of a bag has it.
+    # By height alone, alike in bags and shoes: nothing would say which part of a bag has the colour of a shoe's sole.
     in_second = {"plain": height >= 0.85, "halves": height >= 0.5,
                  "stripes": (np.floor(height / 0.2) % 2 == 1)}[look.pattern]
     picture[((labels == BODY) | (labels == SOLE)) & in_second[:, np.newaxis]] = look.second_colour

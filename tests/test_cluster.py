@@ -123,7 +123,7 @@ def worker_process(folder, addresses, number, config):
 @pytest.mark.slow
 def test_workers_make_a_dry_run(small_config, tmp_path):
     precision = "mixed" if has_mixed_precision() else "float32"
-    process = launch(tmp_path, 2, "--config", small_config(precision=precision), "--dry-run")
+    process = launch(tmp_path, 2, "--config", small_config(precision=precision, **TINY), "--dry-run")
     stdout, stderr = process.communicate(timeout=200)
     assert process.returncode == 0 and "time: about" in stdout, stderr
     assert not (tmp_path / "log").exists()

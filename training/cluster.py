@@ -95,7 +95,7 @@ class Cluster:
         options.experimental.collective_group_leader = "/job:worker/replica:0/task:0"
         options.device_filters.append(f"/job:worker/task:{self.worker}")
         if config["precision"] == "mixed" and not has_gpu():
-            # It would fuse convolutions into ones that workers refuse in bfloat16.
+            # The remapper would fuse convolutions into operations that a worker refuses in bfloat16.
             rewrites = options.graph_options.rewrite_options
             rewrites.remapping = rewrites.OFF
         return options
