@@ -8,7 +8,6 @@ The network is written out rather than taken from Keras, whose loading of weight
 variables are neither trainable nor global, so neither Adam nor the Saver sees them.
 """
 import collections
-import hashlib
 import os
 import zlib
 
@@ -17,6 +16,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from common.convolution import direct
+from common.downloads import download
 from common.errors import UserError, reason
 
 # (block, convolutions, filters) of VGG19 (Simonyan & Zisserman 2015, table 1, column E); a pooling ends each block.
@@ -196,20 +196,11 @@ def find_imagenet_file():
     """Path of Keras's VGG19 file in Keras's cache, downloaded if need be. Raises UserError where that fails."""
     keras_home = os.environ.get("KERAS_HOME") or os.path.join(os.path.expanduser("~"), ".keras")
     folder = os.path.join(keras_home, "models")
-    path = os.path.join(folder, IMAGENET_FILE)
-    if os.path.isfile(path) and _md5(path) == IMAGENET_MD5:
-        return path  # get_file looks elsewhere where it may not write
     try:
-        return tf.keras.utils.get_file(IMAGENET_FILE, IMAGENET_URL, cache_dir=keras_home, cache_subdir="models",
-                                       file_hash=IMAGENET_MD5)
-    except Exception as error:  # urllib's, the disk's and the hash's failures come as anything
-        raise UserError(f"vgg_weights: cannot download VGG19's weights ({reason(error)}); get {IMAGENET_URL} elsewhere "
-                        f"and put it into {folder}, or set vgg_weights to its path")
-
-
-def _md5(path):
-    with open(path, "rb") as file:
-        return hashlib.md5(file.read()).hexdigest()
+        return download(IMAGENET_URL, f"md5:{IMAGENET_MD5}", folder)
+    except UserError as error:
+        raise UserError(f"vgg_weights: VGG19's weights: {error}; get them elsewhere and put them into {folder}, or set "
+                        "vgg_weights to their path")
 
 
 def _read_npz(path, names):

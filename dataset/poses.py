@@ -149,7 +149,7 @@ def model_path():
         return given
     from common.downloads import download  # here, as most commands download nothing
     try:
-        return download(MODEL_URL, MODEL_SHA256)
+        return download(MODEL_URL, f"sha256:{MODEL_SHA256}")
     except UserError as error:
         raise UserError(f"the pose model is needed once: {error}; {MODEL_VARIABLE} may name a copy of it")
 

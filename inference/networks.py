@@ -137,7 +137,7 @@ def _fetch(name):
     expected = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment)
     if fragment and not expected:
         raise UserError(f"--checkpoint: {shown(name, 1000)}: expected #sha256= and 64 hexadecimal digits")
-    path = download(url, expected and expected.group(1).lower())
+    path = download(url, expected and f"sha256:{expected.group(1).lower()}")
     try:
         _open_archive(path).__exit__()
     except Exception as error:  # a page that asks for a password, say; not to be found in the cache again

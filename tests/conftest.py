@@ -1,7 +1,10 @@
 """What the tests share: a small data set of drawn people, a small config, and the program as a process."""
+import functools
+import http.server
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import yaml
@@ -100,3 +103,19 @@ def program(tmp_path):
                                 universal_newlines=True, **popen)
     run.start = start
     return run
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """The address of a web server of tmp_path/served; downloads are kept in tmp_path/cache."""
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *unused):
+            pass
+
+    (tmp_path / "served").mkdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    handler = functools.partial(Handler, directory=str(tmp_path / "served"))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()

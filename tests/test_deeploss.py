@@ -1,3 +1,6 @@
+"""The perceptual loss, and where VGG19's weights come from."""
+import hashlib
+
 import h5py
 import numpy as np
 import pytest
@@ -114,16 +117,20 @@ def test_a_failed_download_says_where_to_get_the_file_and_where_to_put_it(tmp_pa
     assert "\n" not in str(error.value)
 
 
-def test_kerass_own_cache_is_used_if_the_file_is_there(tmp_path, monkeypatch):
-    import hashlib
-    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    path = tmp_path / "models" / deeploss.IMAGENET_FILE
-    path.parent.mkdir()
-    write_h5(path, deeploss.needed_weights(LAYERS), "keras")
-    monkeypatch.setattr(deeploss, "IMAGENET_MD5", hashlib.md5(path.read_bytes()).hexdigest())
-    monkeypatch.setattr(deeploss, "IMAGENET_URL", "http://127.0.0.1:9/" + deeploss.IMAGENET_FILE)
-    np.testing.assert_array_equal(deeploss.load_weights("imagenet", LAYERS)["block1_conv1/bias"],
-                                  weights()["block1_conv1/bias"])
+def test_the_weights_are_downloaded_once_into_kerass_own_cache(server, tmp_path, monkeypatch):
+    served = tmp_path / "served" / deeploss.IMAGENET_FILE
+    write_h5(served, deeploss.needed_weights(LAYERS), "keras")
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    monkeypatch.setattr(deeploss, "IMAGENET_URL", f"{server}/{deeploss.IMAGENET_FILE}")
+    with pytest.raises(UserError, match="hash"):
+        deeploss.load_weights("imagenet", LAYERS)
+    assert not list((tmp_path / "keras" / "models").iterdir())
+    monkeypatch.setattr(deeploss, "IMAGENET_MD5", hashlib.md5(served.read_bytes()).hexdigest())
+    loaded = deeploss.load_weights("imagenet", LAYERS)["block1_conv1/bias"]
+    np.testing.assert_array_equal(loaded, weights()["block1_conv1/bias"])
+    served.rename(tmp_path / "keras" / "elsewhere.h5")
+    assert (tmp_path / "keras" / "models" / deeploss.IMAGENET_FILE).is_file()
+    np.testing.assert_array_equal(deeploss.load_weights("imagenet", LAYERS)["block1_conv1/bias"], loaded)
 
 
 def test_the_gradient_of_distances_is_tensorflows_own(graph):

@@ -2,14 +2,12 @@
 import functools
 import gzip
 import hashlib
-import http.server
 import io
 import json
 import os
 import subprocess
 import sys
 import tarfile
-import threading
 import zipfile
 
 import numpy as np
@@ -35,22 +33,6 @@ def exported(trained, tmp_path_factory):
     path = tmp_path_factory.mktemp("exported") / "small.vunet.zip"
     assert exit_code(main, "--mode", "export", "--checkpoint", trained[0], "--out", path) == 0
     return path
-
-
-@pytest.fixture
-def server(tmp_path, monkeypatch):
-    """The address of a web server of tmp_path/served; downloads are kept in tmp_path/cache."""
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *unused):
-            pass
-
-    (tmp_path / "served").mkdir()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    handler = functools.partial(Handler, directory=str(tmp_path / "served"))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
 
 
 def pictures_of(folder):
