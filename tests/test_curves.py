@@ -83,6 +83,14 @@ def test_a_killed_runs_last_step_may_be_half_there(trained, tmp_path):
     assert curves["loss"][0].tolist() == [1, 2] and curves["gradient_norm"][0].tolist() == [1, 2, 4]
 
 
+def test_a_single_value_is_a_point(trained, tmp_path, figures):
+    curves = {name: (steps[:1], values[:1]) if name == "loss_valid" else (steps, values)
+              for name, (steps, values) in read_curves(str(trained[0])).items()}
+    save_curves({"run": curves}, str(tmp_path / "curves.png"))
+    markers = {line.get_label(): line.get_marker() for line in panels(figures[0])["loss"].get_lines()}
+    assert markers == {"loss": "None", "loss_valid": "."}
+
+
 def test_two_runs_share_their_panels(trained, tmp_path, figures):
     one = read_curves(str(trained[0]))
     runs = {"one": one, "two": {name: (steps + 1, values * 2) for name, (steps, values) in one.items()}}
