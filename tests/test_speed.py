@@ -2,6 +2,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -173,6 +175,13 @@ def test_mixed_precision_trains_the_toy_as_float32_does(program, tmp_path):
         assert set(reader.get_variable_to_dtype_map().values()) == {tf.float32, tf.int32}
     assert max(errors.values()) < 0.93 * of_the_mean, errors  # both have learnt something
     assert abs(errors["mixed"] / errors["float32"] - 1) < 0.2, errors
+
+
+def test_the_program_starts_without_keras():
+    environment = {name: value for name, value in os.environ.items() if name != "TF_USE_LEGACY_KERAS"}
+    found = subprocess.run([sys.executable, "-c", "import main, sys; print('keras' in sys.modules)"], cwd=ROOT,
+                           env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    assert found.stdout.strip() == "False"
 
 
 def test_xla_compiles_where_the_config_says_so():
