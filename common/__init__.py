@@ -4,8 +4,8 @@ Imported before TensorFlow, which reads the settings below when it is imported.
 
 - By default TensorFlow 2.x computes with oneDNN only on processors with AVX512_VNNI. Where there is AVX2 alone, oneDNN
   makes matrix products twice as fast, too.
-- TensorFlow imports Keras 3, which nothing here uses and which takes a fifth of the time, unless it is told to use
-  Keras 2 instead, which is rarely installed.
+- TensorFlow 2.x imports Keras 3, which nothing here uses and which takes a quarter of the import's time, unless it is
+  told to use Keras 2 instead, which is rarely installed.
 """
 import os
 import platform

@@ -113,7 +113,7 @@ def draw_panel(ax, panel, curves):
             in_training = [other for other in of_panel(of_run, panel) if "_valid" not in other]
             k = sum(other < base for other in in_training) if single else number
             ax.plot(steps, values, "--" if base != name else "-", color=COLOURS[k % len(COLOURS)], linewidth=1.2,
-                    marker="." if len(steps) == 1 else None,  # which is no line
+                    marker="." if len(steps) == 1 else None,  # a single value makes no line
                     label=name if single else run if name == panel else None)
     all_values = [of_run[name][1] for of_run in curves.values() for name in of_panel(of_run, panel)]
     if panel in LOG and all((values > 0).all() for values in all_values):
