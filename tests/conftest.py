@@ -2,6 +2,7 @@
 import functools
 import http.server
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -21,6 +22,7 @@ from helpers import PICTURES, ROOT, SMALL, exit_code, only_run
 from common.machine import set_up_tensorflow
 
 set_up_tensorflow()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background jobs, and what they start, ignore it
 
 
 def pytest_collection_modifyitems(items):
