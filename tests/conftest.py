@@ -22,7 +22,8 @@ from helpers import PICTURES, ROOT, SMALL, exit_code, only_run
 from common.machine import set_up_tensorflow
 
 set_up_tensorflow()
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background jobs, and what they start, ignore it
+# A script's background jobs ignore Ctrl-C, and so would the programs that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):
