@@ -77,7 +77,8 @@ def forward_only(x, kernel):
 @tf.custom_gradient
 def _with_gradients_forward(x, kernel):
     def gradient(upstream):
-        turned = tf.transpose(kernel[::-1, ::-1], (0, 1, 3, 2))
+        # kernel[::-1, ::-1] would take eight times as long.
+        turned = tf.transpose(tf.reverse(kernel, [0, 1]), (0, 1, 3, 2))
         # A sum over maps and pixels: so maps take the place of channels, and pixels that of the kernel.
         padded = tf.transpose(tf.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)]), (3, 1, 2, 0))
         along_kernel = tf.nn.conv2d(padded, tf.transpose(upstream, (1, 2, 0, 3)), strides=[1, 1, 1, 1], padding="VALID")
