@@ -155,18 +155,28 @@ class Comparison:
         return figures
 
 
-def batches_of(numbers, sources, size):
-    """The numbers of images, in lists of at most `size`. A list of several has at most 2 * size pictures to make, so
-    that memory is bounded. sources: {number: whose appearances its pose gets}.
-    """
-    batches, n_pictures = [], 0
-    for number in numbers:
-        needed = 1 + len(sources[number])  # its reconstruction too
-        if not batches or len(batches[-1]) == size or n_pictures + needed > 2 * size:
+Row = collections.namedtuple("Row", "task source target")
+Row.__doc__ = """A picture to make: of one image's person in another image's pose. task: reconstruction or transfer."""
+
+
+def rows_of(numbers, pairs):
+    """Rows of the reconstructions of images, each before the transfers to its pose. pairs: [(source, target)]."""
+    sources = collections.defaultdict(list)
+    for source, target in pairs:
+        sources[target].append(source)
+    return [row for number in numbers for row in
+            [Row("reconstruction", number, number)] + [Row("transfer", source, number) for source in sources[number]]]
+
+
+def batches_of(rows, size):
+    """Rows in lists of at most 2 * size, in at most `size` poses, so that memory is bounded."""
+    batches, poses = [], set()
+    for row in rows:
+        poses.add(row.target)
+        if not batches or len(batches[-1]) == 2 * size or len(poses) > size:
             batches.append([])
-            n_pictures = 0
-        batches[-1].append(number)
-        n_pictures += needed
+            poses = {row.target}
+        batches[-1].append(row)
     return batches
 
 
@@ -209,60 +219,55 @@ class Evaluation:
         """Reconstructions of these images of the index, and transfers of the first image's appearance to the second's
         pose, for pairs (P, 2) of one person whose second image is among them.
         """
-        rendered = ([batch] for batch in self._rendered(numbers, pairs, bar))
-        for (n, by_suffix), in read_ahead(self._compared, rendered, 1):  # while the next batch is rendered
+        # By person, so that most sources are in the same batch, and are read once.
+        rows = rows_of(by_person(self.load.index, numbers).tolist(), pairs.tolist())
+        rendered = ([batch] for batch in self._rendered(rows, bar))
+        for (done, by_suffix), in read_ahead(self._compared, rendered, 1):  # while the next batch is rendered
             for suffix, figures in by_suffix.items():
-                self._note("reconstruction" + suffix, {name: values[:n] for name, values in figures.items()})
-                self._note("transfer" + suffix, {name: values[n:] for name, values in figures.items()})
+                for task in ("reconstruction", "transfer"):
+                    chosen = [row.task == task for row in done]
+                    self._note(task + suffix, {name: values[chosen] for name, values in figures.items()})
 
-    def _rendered(self, numbers, pairs, bar):
-        """Yields, for a batch of these images, the numbers of n that can be read, their pictures and what was made from
-        them, and the pairs (m, 2) of a picture and what was made in its pose, n reconstructions and then transfers, by
-        their places.
+    def _rendered(self, rows, bar):
+        """Yields, for a batch of rows, those whose images can be read, the pictures of their poses' images and what was
+        made, and for each row its places among these pictures, (m, 2): the real one and the made one.
         """
-        sources = collections.defaultdict(list)
-        for source, target in pairs.tolist():
-            sources[target].append(source)
-        numbers = by_person(self.load.index, numbers)  # so that most sources are in the same batch, and are read once
-        chunks = batches_of(numbers.tolist(), sources, self.renderer.batch_size)
-        needed = [sorted(set(chunk).union(*[sources[target] for target in chunk])) for chunk in chunks]
+        chunks = batches_of(rows, self.renderer.batch_size)
+        needed = [sorted({row.source for row in chunk} | {row.target for row in chunk}) for chunk in chunks]
         for chunk, people, loaded in zip(chunks, needed, read_ahead(self._read, needed, cpu_count())):
             examples = {number: found for number, found in zip(people, loaded) if found is not None}
-            targets = [number for number in chunk if number in examples]
-            if targets:
+            readable = [row for row in chunk if row.source in examples and row.target in examples]
+            if readable:
                 if self.late is not None:
                     self.late.run()
-                yield self._render(targets, [(source, target) for target in targets for source in sources[target]
-                                             if source in examples], examples)
-            bar.update(len(chunk) + sum(len(sources[target]) for target in chunk))
+                yield self._render(readable, examples)
+            bar.update(len(chunk))
 
-    def _render(self, targets, pairs, examples):
-        """As _rendered, for these images' people in their own poses, and for pairs. examples: {number: Examples}."""
-        people = sorted(examples)
+    def _render(self, rows, examples):
+        """As _rendered. examples: {number: Examples}."""
+        people, targets = sorted(examples), list(dict.fromkeys(row.target for row in rows))
         latents = self.renderer.encode(_stacked([examples[number] for number in people]))
         batch = _stacked([examples[number] for number in targets])
-        rendered = [(target, target) for target in targets] + pairs
-        who = [people.index(person) for person, _ in rendered]
-        where = [targets.index(target) for _, target in rendered]
+        who, where = [people.index(row.source) for row in rows], [targets.index(row.target) for row in rows]
         made = finite_uint8(self.renderer.render([z[who] for z in latents], batch.shape_image, where))
+        for row, place, picture in zip(rows, where, made):
+            if row.task == "reconstruction":
+                self._save("real", [row.target], [batch.image[place]])
+            self._save(row.task, [row.target], [picture])
         n = len(targets)
-        self._save("real", targets, batch.image)
-        self._save("reconstruction", targets, made[:n])
-        if pairs:
-            self._save("transfer", [target for _, target in pairs], made[n:])
-        return targets, np.concatenate([batch.image, made]), np.stack([where, n + np.arange(len(made))], axis=1)
+        return rows, np.concatenate([batch.image, made]), np.stack([where, n + np.arange(len(made))], axis=1)
 
     def _compared(self, rendered):
-        """(n, {suffix of the task: figures of all pairs}) of what _rendered yields; notes its joints."""
-        targets, pictures, numbers = rendered
-        n = len(targets)
-        tasks = ["reconstruction"] * n + ["transfer"] * (len(numbers) - n)
-        for place, target in enumerate(targets):
-            if target in self._joints_of:
-                in_its_pose = [(task, pictures[made]) for task, (where, made) in zip(tasks, numbers) if where == place]
-                self._joints.note(pictures[place], in_its_pose)
+        """(rows, {suffix of the task: figures of all rows}) of what _rendered yields; notes its joints."""
+        rows, pictures, places = rendered
+        made_of = collections.defaultdict(list)  # of a real picture's place: tasks and pictures in its pose
+        for row, (real, made) in zip(rows, places):
+            if row.target in self._joints_of:
+                made_of[real].append((row.task, pictures[made]))
+        for real, in_its_pose in made_of.items():
+            self._joints.note(pictures[real], in_its_pose)
         comparisons = {"": self.compare, OWN: self.compare_own}
-        return n, {suffix: compare(pictures, numbers) for suffix, compare in comparisons.items() if compare}
+        return rows, {suffix: compare(pictures, places) for suffix, compare in comparisons.items() if compare}
 
     def of_samples(self, numbers, bar):
         """How samples from the prior, for the poses of these images of the index, differ from one another."""
