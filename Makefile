@@ -1,4 +1,4 @@
-# make train          draws the toy data set and trains on it: eleven to thirty minutes on two CPU cores
+# make train          draws the toy data set and trains on it: ten to thirty minutes on two CPU cores
 # make page           after that: opens a page on which joints are dragged, and the newest network's picture follows
 # make toy-gif        after that: somebody of the toy's test split in motion, as docs/toy.gif
 # make test           runs the tests

@@ -3,7 +3,7 @@
 Everybody of the mix is rendered whole, in the same pose. The pictures are then put together along the pose: near a
 part's joints the picture is that of the person who gives the part. To exchange the crops that the encoder sees would be
 simpler, but it has learnt how the parts of one person go together: on the toy data, which knows the truth, the error
-within an exchanged part was then 1.8 to 2.2 times that of a transfer of one person.
+within an exchanged part was then 1.5 to 2.3 times that of a transfer of one person.
 """
 import argparse
 import re
