@@ -155,28 +155,34 @@ class Comparison:
         return figures
 
 
-Row = collections.namedtuple("Row", "task source target")
-Row.__doc__ = """A picture to make: of one image's person in another image's pose. task: reconstruction or transfer."""
+Rendering = collections.namedtuple("Rendering", "task source target")
+Rendering.__doc__ = """A picture to make: the person of image `source` in the pose of image `target`.
+
+task: reconstruction or transfer.
+"""
 
 
-def rows_of(numbers, pairs):
-    """Rows of the reconstructions of images, each before the transfers to its pose. pairs: [(source, target)]."""
+def renderings_of(numbers, pairs):
+    """Renderings: of each image its reconstruction, then the transfers to its pose. pairs: [(source, target)]."""
     sources = collections.defaultdict(list)
     for source, target in pairs:
         sources[target].append(source)
-    return [row for number in numbers for row in
-            [Row("reconstruction", number, number)] + [Row("transfer", source, number) for source in sources[number]]]
+    renderings = []
+    for number in numbers:
+        renderings.append(Rendering("reconstruction", number, number))
+        renderings += [Rendering("transfer", source, number) for source in sources[number]]
+    return renderings
 
 
-def batches_of(rows, size):
-    """Rows in lists of at most 2 * size, in at most `size` poses, so that memory is bounded."""
+def batches_of(renderings, size):
+    """Renderings in lists of at most 2 * size, in at most `size` poses, so that memory is bounded."""
     batches, poses = [], set()
-    for row in rows:
-        poses.add(row.target)
+    for rendering in renderings:
+        poses.add(rendering.target)
         if not batches or len(batches[-1]) == 2 * size or len(poses) > size:
             batches.append([])
-            poses = {row.target}
-        batches[-1].append(row)
+            poses = {rendering.target}
+        batches[-1].append(rendering)
     return batches
 
 
@@ -220,54 +226,55 @@ class Evaluation:
         pose, for pairs (P, 2) of one person whose second image is among them.
         """
         # By person, so that most sources are in the same batch, and are read once.
-        rows = rows_of(by_person(self.load.index, numbers).tolist(), pairs.tolist())
-        rendered = ([batch] for batch in self._rendered(rows, bar))
+        renderings = renderings_of(by_person(self.load.index, numbers).tolist(), pairs.tolist())
+        rendered = ([batch] for batch in self._rendered(renderings, bar))
         for (done, by_suffix), in read_ahead(self._compared, rendered, 1):  # while the next batch is rendered
-            for suffix, figures in by_suffix.items():
-                for task in ("reconstruction", "transfer"):
-                    chosen = [row.task == task for row in done]
+            for task in ("reconstruction", "transfer"):
+                chosen = [rendering.task == task for rendering in done]
+                for suffix, figures in by_suffix.items():
                     self._note(task + suffix, {name: values[chosen] for name, values in figures.items()})
 
-    def _rendered(self, rows, bar):
-        """Yields, for a batch of rows, those whose images can be read, the pictures of their poses' images and what was
-        made, and for each row its places among these pictures, (m, 2): the real one and the made one.
+    def _rendered(self, renderings, bar):
+        """Yields, for a batch of renderings, those whose images can be read, the pictures of their poses' images and
+        what was made, and for each its places among these pictures, (m, 2): the real one and the made one.
         """
-        chunks = batches_of(rows, self.renderer.batch_size)
-        needed = [sorted({row.source for row in chunk} | {row.target for row in chunk}) for chunk in chunks]
+        chunks = batches_of(renderings, self.renderer.batch_size)
+        needed = [sorted({number for _, *both in chunk for number in both}) for chunk in chunks]
         for chunk, people, loaded in zip(chunks, needed, read_ahead(self._read, needed, cpu_count())):
             examples = {number: found for number, found in zip(people, loaded) if found is not None}
-            readable = [row for row in chunk if row.source in examples and row.target in examples]
+            readable = [rendering for rendering in chunk if {rendering.source, rendering.target} <= set(examples)]
             if readable:
                 if self.late is not None:
                     self.late.run()
                 yield self._render(readable, examples)
             bar.update(len(chunk))
 
-    def _render(self, rows, examples):
+    def _render(self, renderings, examples):
         """As _rendered. examples: {number: Examples}."""
-        people, targets = sorted(examples), list(dict.fromkeys(row.target for row in rows))
+        people, targets = sorted(examples), list(dict.fromkeys(rendering.target for rendering in renderings))
         latents = self.renderer.encode(_stacked([examples[number] for number in people]))
         batch = _stacked([examples[number] for number in targets])
-        who, where = [people.index(row.source) for row in rows], [targets.index(row.target) for row in rows]
+        who = [people.index(rendering.source) for rendering in renderings]
+        where = [targets.index(rendering.target) for rendering in renderings]
         made = finite_uint8(self.renderer.render([z[who] for z in latents], batch.shape_image, where))
-        for row, place, picture in zip(rows, where, made):
-            if row.task == "reconstruction":
-                self._save("real", [row.target], [batch.image[place]])
-            self._save(row.task, [row.target], [picture])
+        for (task, _, target), place, picture in zip(renderings, where, made):
+            if task == "reconstruction":
+                self._save("real", target, batch.image[place])
+            self._save(task, target, picture)
         n = len(targets)
-        return rows, np.concatenate([batch.image, made]), np.stack([where, n + np.arange(len(made))], axis=1)
+        return renderings, np.concatenate([batch.image, made]), np.stack([where, n + np.arange(len(made))], axis=1)
 
     def _compared(self, rendered):
-        """(rows, {suffix of the task: figures of all rows}) of what _rendered yields; notes its joints."""
-        rows, pictures, places = rendered
+        """(renderings, {suffix of the task: figures of all}) of what _rendered yields; notes its joints."""
+        renderings, pictures, places = rendered
         made_of = collections.defaultdict(list)  # of a real picture's place: tasks and pictures in its pose
-        for row, (real, made) in zip(rows, places):
-            if row.target in self._joints_of:
-                made_of[real].append((row.task, pictures[made]))
+        for (task, _, target), (real, made) in zip(renderings, places):
+            if target in self._joints_of:
+                made_of[real].append((task, pictures[made]))
         for real, in_its_pose in made_of.items():
             self._joints.note(pictures[real], in_its_pose)
         comparisons = {"": self.compare, OWN: self.compare_own}
-        return rows, {suffix: compare(pictures, places) for suffix, compare in comparisons.items() if compare}
+        return renderings, {suffix: compare(pictures, places) for suffix, compare in comparisons.items() if compare}
 
     def of_samples(self, numbers, bar):
         """How samples from the prior, for the poses of these images of the index, differ from one another."""
@@ -283,7 +290,8 @@ class Evaluation:
             neighbours = [(k * n + i, (k + 1) * n + i) for i in range(n) for k in range(SAMPLES - 1)]
             figures = self.compare(np.concatenate(samples), np.array(neighbours), ("mae", "perceptual_loss"))
             self._note("sampling", {name: values.reshape(n, -1).mean(axis=1) for name, values in figures.items()})
-            self._save("sample", chunk, samples[0])
+            for number, picture in zip(chunk, samples[0]):
+                self._save("sample", number, picture)
 
     def consistency(self, numbers, features):
         """Figures of how much appearances change with the pose, of test images with these numbers; or why not."""
@@ -365,15 +373,14 @@ class Evaluation:
                 n, total, squares = self._moments.get((task, metric), (0, 0.0, 0.0))
                 self._moments[task, metric] = n + len(value), total + value.sum(), squares + (value**2).sum()
 
-    def _save(self, folder, numbers, pictures):
-        """Saves pictures under the names of these images; of further ones of an image, in folders of their own."""
+    def _save(self, folder, number, picture):
+        """Saves a picture under the name of this image; further ones of the image in folders of their own."""
         if self._labels is None:
             return
-        for number, picture in zip(numbers, pictures):
-            self._saved[folder, number] += 1
-            times = self._saved[folder, number]
-            in_folder = folder if times == 1 else f"{folder}_{times}"
-            self.late.run().picture(f"{in_folder}/{self._labels[number]}", picture)
+        self._saved[folder, number] += 1
+        times = self._saved[folder, number]
+        in_folder = folder if times == 1 else f"{folder}_{times}"
+        self.late.run().picture(f"{in_folder}/{self._labels[number]}", picture)
 
 
 def _stacked(examples):

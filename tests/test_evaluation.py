@@ -18,7 +18,7 @@ from dataset.index import Index, load_image
 from dataset.toy import draw, make_person, make_pose
 from deeploss import PerceptualLoss, load_weights
 from inference import evaluation, tables
-from inference.evaluation import Comparison, Evaluation, Row, batches_of, rows_of
+from inference.evaluation import Comparison, Evaluation, Rendering, batches_of, renderings_of
 from inference.items import by_person, choose_items, find_pairs, spread
 from inference.metrics import consistency
 from inference.tables import AppearanceFeatures
@@ -275,13 +275,13 @@ def test_images_of_a_person_follow_one_another_where_people_are_known(tmp_path, 
 
 
 def test_batches_hold_neither_too_many_images_nor_too_many_pictures():
-    rows = rows_of(range(1, 8), [(1, 2), (2, 2)] + [(1, 3)] * 20)
-    assert rows[:4] == [Row("reconstruction", 1, 1), Row("reconstruction", 2, 2), Row("transfer", 1, 2),
-                        Row("transfer", 2, 2)]
-    batches = batches_of(rows, 3)  # at most six pictures in three poses
-    assert [[row.target for row in batch] for batch in batches] == [
+    renderings = renderings_of(range(1, 8), [(1, 2), (2, 2)] + [(1, 3)] * 20)
+    assert renderings[:4] == [Rendering("reconstruction", 1, 1), Rendering("reconstruction", 2, 2),
+                              Rendering("transfer", 1, 2), Rendering("transfer", 2, 2)]
+    batches = batches_of(renderings, 3)  # at most six pictures in three poses
+    assert [[rendering.target for rendering in batch] for batch in batches] == [
         [1, 2, 2, 2, 3, 3], [3] * 6, [3] * 6, [3] * 6, [3, 4, 5], [6, 7]]
-    assert [row for batch in batches for row in batch] == rows
+    assert [rendering for batch in batches for rendering in batch] == renderings
 
 
 @pytest.mark.slow
