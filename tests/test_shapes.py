@@ -1,4 +1,5 @@
 """Shapes that are pictures: the index, the loader, the toy of bags, every mode; appearances that are whole or none."""
+import collections
 import json
 import os
 import pickle
@@ -194,6 +195,21 @@ def test_the_truth_has_no_error_and_a_leak_is_seen():
     assert exact["bag to bag"] < 0.02 and exact["shoe to bag"] < 0.02 < 0.2 < exact["mean appearance"]
     assert exact["shows through"] < 1.1 * exact["beside"] and leaky["shows through"] > 2 * leaky["beside"]
     assert 0.01 < exact["outside"] < 0.02
+
+
+def test_every_held_out_thing_gives_its_look_equally_often():
+    asked = []
+
+    def render(appearances, shapes):
+        asked.append((appearances, shapes))
+        return np.zeros((len(shapes), 64, 64, 3))
+
+    bags.transfer_errors(render, {"train": np.arange(40), "test": np.arange(40, 60)}, 0, n=30, n_mean=2)
+    of_bags, of_shoes = asked[1:]
+    for first, found in ((40, of_bags[0]), (40, of_bags[1]), (41, of_shoes[0]), (40, of_shoes[1])):
+        assert collections.Counter(found) == dict.fromkeys(range(first, 60, 2), 3)
+    with pytest.raises(UserError, match="expected bags and shoes in the test split, found 10 and 0"):
+        bags.transfer_errors(render, {"train": np.arange(40), "test": np.arange(40, 60, 2)}, 0)
 
 
 def test_the_spread_of_true_looks_is_theirs_and_that_of_their_mean_is_none():
