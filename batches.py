@@ -153,31 +153,51 @@ def cut_parts(image, transforms, has_part, s):
     return cv2.merge(crops)
 
 
+def jittered(images, jitter, random):
+    """Pictures (n, S, S, 3) uint8 whose edges are moved in or out at random, half of them mirrored.
+
+    An edge moves by up to this share of S. Where it moves in, its outermost pixels fill the gap. So an encoder
+    cannot tell where exactly the outline runs (Lorenz et al., CVPR 2019, transform pictures to the same end).
+    """
+    n, size = images.shape[:2]
+    edges = random.uniform(-jitter, jitter, (n, 2, 2)) + [0.0, 1.0]  # (n, x and y, first and last)
+    is_mirrored = random.rand(n) < 0.5
+    edges[is_mirrored, 0] = edges[is_mirrored, 0, ::-1]
+    scales = edges[..., 1] - edges[..., 0]
+    # OpenCV's coordinates are of the centres of pixels.
+    shifts = edges[..., 0] * size + 0.5 * scales - 0.5
+    transforms = [np.array([[sx, 0, x], [0, sy, y]]) for (sx, sy), (x, y) in zip(scales, shifts)]
+    return np.stack([cv2.warpAffine(image, transform, (size, size), flags=cv2.INTER_LINEAR,
+                                    borderMode=cv2.BORDER_REPLICATE) for image, transform in zip(images, transforms)])
+
+
 # ---------------------------------------------------------------------------------------------- the pipeline
 
 class Loader:
     """load(numbers) -> Examples (uint8, stacked) of these images of the index; called from many threads.
 
     index: an Index, or a Selection. shape: "joints", stick figures; "picture", the index's shape images; or None:
-    shapes have no channels. appearance: "parts", "picture" or "none", as in Examples. failure: the UserError of an
-    image that could not be read, None before; TensorFlow passes on only its text.
+    shapes have no channels. appearance: "parts", "picture" or "none", as in Examples. jitter: how far `jittered` may
+    move edges, where load is given a RandomState. failure: the UserError of an image that could not be read, None
+    before; TensorFlow passes on only its text.
     """
 
-    def __init__(self, index, spatial_size, box_factor, *, shape="joints", appearance="parts"):
+    def __init__(self, index, spatial_size, box_factor, *, shape="joints", appearance="parts", jitter=0.0):
         self.index = index
         self.size = spatial_size
         self.part_size = spatial_size // 2**box_factor
-        self.shape, self.appearance = shape, appearance
+        self.shape, self.appearance, self.jitter = shape, appearance, jitter
         self.failure = None
 
-    def __call__(self, numbers):
+    def __call__(self, numbers, random=None):
         try:
             images = np.stack([self.index.image(number, self.size) for number in numbers])
             shape_images = self.shape_images(numbers)
         except UserError as error:
             self.failure = error
             raise
-        return Examples(images, shape_images, *self._appearances(images, numbers))
+        sources = images if random is None or not self.jitter else jittered(images, self.jitter, random)
+        return Examples(images, shape_images, *self._appearances(sources, numbers))
 
     def shape_images(self, numbers):
         """Shapes (n, S, S, 3) uint8. Raises UserError where an image cannot be read."""
@@ -213,7 +233,7 @@ class Loader:
 def make_loader(index, config, with_shapes=True):
     """The Loader of a config; without shapes it serves to encode appearances."""
     return Loader(index, config["spatial_size"], config["box_factor"], shape=config["shape"] if with_shapes else None,
-                  appearance=config["appearance"])
+                  appearance=config["appearance"], jitter=config["appearance_jitter"])
 
 
 class BatchOrder:
@@ -239,18 +259,22 @@ class BatchOrder:
         epoch, k = divmod(int(k), -(-len(self.numbers) // (self.batch_size * self.n_workers)))
         return self.front(self.batch_size, epoch, (k * self.n_workers + self.worker) * self.batch_size)
 
+    def random(self, k):
+        """What is random in batch k, as a RandomState: another one for every batch of every worker."""
+        return np.random.RandomState([self.seed, 1, self.worker, int(k)])
+
     def front(self, n, epoch=0, start=0):
         """n numbers of an epoch, starting at a place in it."""
         return np.take(self.epoch_order(epoch), np.arange(start, start + n), mode="wrap")
 
 
 def pipeline(load, order, first_batch=0, *, n_batches=None, n_threads=None):
-    """A tf.data.Dataset of batches (Examples of uint8 tensors), made ahead in parallel threads."""
+    """A tf.data.Dataset of batches (Examples of uint8 tensors) to train on, made ahead in parallel threads."""
     end = np.iinfo(np.int64).max if n_batches is None else first_batch + n_batches
 
     @tf.autograph.experimental.do_not_convert  # TensorFlow 1.15 would compile all of Python's part anew in every call
     def load_batch(k):
-        tensors = tf.numpy_function(lambda k: load(order.batch(k)), [k], [tf.uint8] * 4)
+        tensors = tf.numpy_function(lambda k: load(order.batch(k), order.random(k)), [k], [tf.uint8] * 4)
         for tensor, shape in zip(tensors, load.shapes()):
             tensor.set_shape((order.batch_size,) + shape)
         return Examples(*tensors)

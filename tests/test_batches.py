@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from helpers import make_index, standing
+from helpers import PICTURES, make_index, standing
 
 import batches
 from batches import BatchOrder, Loader
@@ -103,6 +103,24 @@ def test_parts_without_their_joints_are_missing(missing, parts):
     assert [bool(crops[..., 3 * i:3 * i + 3].any()) for i in range(8)] == [bool(part) for part in parts]
 
 
+def test_edges_of_jittered_pictures_move_by_their_share_and_half_are_mirrored():
+    image = np.zeros((40, 40, 3), np.uint8)
+    image[10:30, 8:20] = 255  # rows 0.25 to 0.75, columns 0.2 to 0.5
+    images = np.stack([image] * 400)
+    still = batches.jittered(images, 0.0, np.random.RandomState(0))
+    mirrored = np.array([(picture == image[:, ::-1]).all() for picture in still])
+    assert 150 < mirrored.sum() < 250 and all((picture == image).all() for picture in still[~mirrored])
+
+    moved = batches.jittered(images, 0.1, np.random.RandomState(0))
+    rows = np.array([np.flatnonzero(picture[..., 0].max(axis=1) > 127)[[0, -1]] + [0, 1] for picture in moved]) / 40
+    columns = np.array([np.flatnonzero(picture[..., 0].max(axis=0) > 127)[[0, -1]] + [0, 1] for picture in moved]) / 40
+    columns[mirrored] = 1 - columns[mirrored, ::-1]  # the same random numbers, so the same ones
+    for found, still in ((rows, (0.25, 0.75)), (columns, (0.2, 0.5))):
+        changes = np.abs(found - still).max(axis=0)
+        assert (changes > 0.05).all() and (changes < 0.1 + 0.5 / 40 + 1e-6).all()
+        assert np.std(found[:, 1] - found[:, 0]) > 0.01  # stretched, not only shifted
+
+
 def test_two_joints_at_one_point_make_a_missing_part():
     _, has_part = part_crops(np.full((32, 32, 3), 200, np.uint8),
                              standing(lelbow=(.6, .3), rhip=(.58, .55), cnose=(.5, .3)), 32)
@@ -173,9 +191,9 @@ def test_images_are_loaded_in_several_threads(tmp_path, monkeypatch):
     class Waiting:
         shapes = load.shapes
 
-        def __call__(self, numbers):
+        def __call__(self, numbers, random):
             together.wait(timeout=60)
-            return load(numbers)
+            return load(numbers, random)
     assert len(run_pipeline(Waiting(), BatchOrder(range(4), 4, 0), 0, 2)) == 2
 
 
@@ -187,12 +205,27 @@ def test_tensorflow_does_not_rewrite_the_loading(tmp_path):
     class Watching:
         shapes = load.shapes
 
-        def __call__(self, numbers):
+        def __call__(self, numbers, random):
             callers.append(sys._getframe().f_back.f_code.co_filename)
             assert sys._getframe().f_code.co_filename == __file__
-            return load(numbers)
+            return load(numbers, random)
     run_pipeline(Watching(), BatchOrder(range(4), 4, 0), 0, 2)
     assert len(callers) >= 2 and {os.path.basename(name) for name in callers} == {"batches.py"}
+
+
+def test_jitter_is_the_same_from_any_place_and_another_one_for_every_batch_and_worker(bag_index):
+    load = Loader(Index(bag_index), 16, 1, **PICTURES, jitter=0.2)
+    order, second = (BatchOrder([3], 1, seed=0, worker=worker, n_workers=2) for worker in range(2))
+    whole = run_pipeline(load, order, 0, 6)
+    for a, b in zip(whole[2:] + whole[:2], run_pipeline(load, order, 2, 4) + run_pipeline(load, order, 0, 2)):
+        np.testing.assert_array_equal(a.appearance, b.appearance)
+    appearances = [batch.appearance for batch in whole + run_pipeline(load, second, 0, 2)]
+    assert len({appearance.tobytes() for appearance in appearances}) == 8
+    plain = load.batch([3])
+    for batch in whole:  # only what the encoder sees is jittered
+        np.testing.assert_array_equal(batch.image, plain.image)
+        np.testing.assert_array_equal(batch.shape_image, plain.shape_image)
+    np.testing.assert_array_equal(plain.appearance, Loader(Index(bag_index), 16, 1, **PICTURES).batch([3]).appearance)
 
 
 def test_a_broken_image_stops_the_pipeline_and_is_remembered(tmp_path):

@@ -26,7 +26,7 @@ def test_the_published_values():
         "spatial_size": 128, "box_factor": 1, "bottleneck_factor": 1, "n_filters": 32, "max_filters": 128,
         "batch_size": 16, "lr": 1e-3, "lr_decay_begin": 1000, "lr_decay_end": 100000, "drop_prob": .1,
         "kl_weight_begin": 1e-6, "kl_weight_end": 1.0, "kl_ramp": [0.5, 0.75], "vgg_weights": "imagenet",
-        "eval_freq": 0, "shape": "joints", "appearance": "parts"}
+        "eval_freq": 0, "shape": "joints", "appearance": "parts", "appearance_jitter": 0.0}
     assert {key: market[key] for key in published} == published
 
     def differences(a, b):
@@ -76,6 +76,8 @@ def test_a_missing_key_is_named(small_config, key):
     ({"kl_weight_begin": "low"}, "kl_weight_begin: low: expected a number, 0 or more"),
     ({"kl_ramp": [0.5]}, r"kl_ramp: \[0.5\]: expected two shares of lr_decay_end"),
     ({"kl_ramp": [0.7, 0.5]}, r"kl_ramp: \[0.7, 0.5\]: expected two shares"), ({"kl_ramp": [0, 2]}, "kl_ramp"),
+    ({"appearance_jitter": 0.5}, "appearance_jitter: 0.5: expected a number from 0 to 0.4"),
+    ({"appearance_jitter": 0.1}, "appearance_jitter: 0.1: expected 0 for appearance: parts, as only whole pictures"),
     ({"eval_freq": 5, "spatial_size": 8}, "eval_freq: 5: expected 0 for spatial_size 8, as SSIM needs"),
     ({"feature_weights": [1.0]}, "feature_weights: .*expected as many as feature_layers, 2, found 1"),
     ({"gram_weights": [1.0] * 3}, "gram_weights: .*expected as many as feature_layers, 2, found 3"),

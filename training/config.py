@@ -55,6 +55,7 @@ KEYS = {
     "seed": Key("a whole number from 0 to 2147483647", lambda value: _is_integer(value, 0), 0),
     "shape": Key("joints or picture", lambda value: value in ("joints", "picture"), "joints"),
     "appearance": Key("parts, picture or none", lambda value: value in ("parts", "picture", "none"), "parts"),
+    "appearance_jitter": Key("a number from 0 to 0.4", lambda value: _is_number(value, most=0.4), 0.0),
     # network
     "spatial_size": Key("a power of two, 4 or more",
                         lambda value: _is_integer(value, 4) and value & (value - 1) == 0),
@@ -170,6 +171,8 @@ def _contradictions(config):
     for key in ("feature_weights", "gram_weights"):
         if len(config[key]) != len(layers):
             yield key, f"as many as feature_layers, {len(layers)}, found {len(config[key])}"
+    if config["appearance_jitter"] and config["appearance"] != "picture":
+        yield "appearance_jitter", f"0 for appearance: {config['appearance']}, as only whole pictures are jittered"
     if not any(config["feature_weights"] + config["gram_weights"]):
         yield "feature_weights", "one weight or Gram weight above 0 at least, or nothing would be learnt"
     if config["lr_decay_begin"] >= config["lr_decay_end"]:
