@@ -156,8 +156,8 @@ def cut_parts(image, transforms, has_part, s):
 def jittered(images, jitter, random):
     """Pictures (n, S, S, 3) uint8 whose edges are moved in or out at random, half of them mirrored.
 
-    An edge moves by up to this share of S. Where it moves in, its outermost pixels fill the gap. So an encoder
-    cannot tell where exactly the outline runs (Lorenz et al., CVPR 2019, transform pictures to the same end).
+    An edge moves by up to `jitter` of S. Where it moves in, the outermost pixels fill the gap. So an encoder cannot
+    tell where exactly the outline runs (Lorenz et al., CVPR 2019, transform pictures to the same end).
     """
     n, size = images.shape[:2]
     edges = random.uniform(-jitter, jitter, (n, 2, 2)) + [0.0, 1.0]  # (n, x and y, first and last)
