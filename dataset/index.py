@@ -350,7 +350,9 @@ def as_shape(image, size, black_on_white=None, lines=None):
 
 def is_grey(pixels):
     """Whether pixels (h, w, 3) uint8 have no colour but for what JPEG makes of grey."""
-    chroma = pixels.max(axis=2) - pixels.min(axis=2)
+    # Along a last axis of three NumPy takes 25 times as long.
+    channels = np.ascontiguousarray(np.moveaxis(pixels, 2, 0))
+    chroma = channels.max(axis=0) - channels.min(axis=0)
     return bool((chroma > MAX_CHROMA).mean() < MAX_COLOURED)
 
 
