@@ -178,7 +178,7 @@ class Loader:
 
     index: an Index, or a Selection. shape: "joints", stick figures; "picture", the index's shape images; or None:
     shapes have no channels. appearance: "parts", "picture" or "none", as in Examples. jitter: how far `jittered` may
-    move edges, where load is given a RandomState. failure: the UserError of an image that could not be read, None
+    move edges, where load is given a seed. failure: the UserError of an image that could not be read, None
     before; TensorFlow passes on only its text.
     """
 
@@ -189,14 +189,15 @@ class Loader:
         self.shape, self.appearance, self.jitter = shape, appearance, jitter
         self.failure = None
 
-    def __call__(self, numbers, random=None):
+    def __call__(self, numbers, seed=None):
         try:
             images = np.stack([self.index.image(number, self.size) for number in numbers])
             shape_images = self.shape_images(numbers)
         except UserError as error:
             self.failure = error
             raise
-        sources = images if random is None or not self.jitter else jittered(images, self.jitter, random)
+        is_jittered = self.jitter and seed is not None
+        sources = jittered(images, self.jitter, np.random.RandomState(seed)) if is_jittered else images
         return Examples(images, shape_images, *self._appearances(sources, numbers))
 
     def shape_images(self, numbers):
@@ -259,9 +260,9 @@ class BatchOrder:
         epoch, k = divmod(int(k), -(-len(self.numbers) // (self.batch_size * self.n_workers)))
         return self.front(self.batch_size, epoch, (k * self.n_workers + self.worker) * self.batch_size)
 
-    def random(self, k):
-        """What is random in batch k, as a RandomState: another one for every batch of every worker."""
-        return np.random.RandomState([self.seed, 1, self.worker, int(k)])
+    def batch_seed(self, k):
+        """The seed, for a RandomState, of what is random in batch k: another one for every batch of every worker."""
+        return [self.seed, 1, self.worker, int(k)]
 
     def front(self, n, epoch=0, start=0):
         """n numbers of an epoch, starting at a place in it."""
@@ -274,7 +275,7 @@ def pipeline(load, order, first_batch=0, *, n_batches=None, n_threads=None):
 
     @tf.autograph.experimental.do_not_convert  # TensorFlow 1.15 would compile all of Python's part anew in every call
     def load_batch(k):
-        tensors = tf.numpy_function(lambda k: load(order.batch(k), order.random(k)), [k], [tf.uint8] * 4)
+        tensors = tf.numpy_function(lambda k: load(order.batch(k), order.batch_seed(k)), [k], [tf.uint8] * 4)
         for tensor, shape in zip(tensors, load.shapes()):
             tensor.set_shape((order.batch_size,) + shape)
         return Examples(*tensors)

@@ -115,8 +115,8 @@ def test_edges_of_jittered_pictures_move_by_their_share_and_half_are_mirrored():
     rows = np.array([np.flatnonzero(picture[..., 0].max(axis=1) > 127)[[0, -1]] + [0, 1] for picture in moved]) / 40
     columns = np.array([np.flatnonzero(picture[..., 0].max(axis=0) > 127)[[0, -1]] + [0, 1] for picture in moved]) / 40
     columns[mirrored] = 1 - columns[mirrored, ::-1]  # the same random numbers, so the same ones
-    for found, still in ((rows, (0.25, 0.75)), (columns, (0.2, 0.5))):
-        changes = np.abs(found - still).max(axis=0)
+    for found, before in ((rows, (0.25, 0.75)), (columns, (0.2, 0.5))):
+        changes = np.abs(found - before).max(axis=0)
         assert (changes > 0.05).all() and (changes < 0.1 + 0.5 / 40 + 1e-6).all()
         assert np.std(found[:, 1] - found[:, 0]) > 0.01  # stretched, not only shifted
 
@@ -191,9 +191,9 @@ def test_images_are_loaded_in_several_threads(tmp_path, monkeypatch):
     class Waiting:
         shapes = load.shapes
 
-        def __call__(self, numbers, random):
+        def __call__(self, numbers, seed):
             together.wait(timeout=60)
-            return load(numbers, random)
+            return load(numbers, seed)
     assert len(run_pipeline(Waiting(), BatchOrder(range(4), 4, 0), 0, 2)) == 2
 
 
@@ -205,10 +205,10 @@ def test_tensorflow_does_not_rewrite_the_loading(tmp_path):
     class Watching:
         shapes = load.shapes
 
-        def __call__(self, numbers, random):
+        def __call__(self, numbers, seed):
             callers.append(sys._getframe().f_back.f_code.co_filename)
             assert sys._getframe().f_code.co_filename == __file__
-            return load(numbers, random)
+            return load(numbers, seed)
     run_pipeline(Watching(), BatchOrder(range(4), 4, 0), 0, 2)
     assert len(callers) >= 2 and {os.path.basename(name) for name in callers} == {"batches.py"}
 
